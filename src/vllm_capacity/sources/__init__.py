@@ -1,0 +1,1 @@
+"""I/O in: one outside thing a file, no arithmetic."""
