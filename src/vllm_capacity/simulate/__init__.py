@@ -1,0 +1,34 @@
+"""An engine without a GPU: vLLM's block pool, scheduler and metrics under a moving load."""
+
+from vllm_capacity.simulate.config import (
+    SIMULATED_ENGINE_ARGS,
+    SIMULATED_MODEL_CONFIG,
+    SIMULATED_VLLM_VERSION,
+    SimulationConfig,
+)
+from vllm_capacity.simulate.engine import EngineTruth, RequestTruth, SimulatedEngine, StepOutcome
+from vllm_capacity.simulate.metrics import SimulatedMetrics
+from vllm_capacity.simulate.requests import RequestSpec, Status, Submission
+from vllm_capacity.simulate.server import SimulatedServer
+from vllm_capacity.simulate.simulation import Simulation
+from vllm_capacity.simulate.workload import LOAD_PATTERNS, Arrival, Workload
+
+__all__ = [
+    "LOAD_PATTERNS",
+    "SIMULATED_ENGINE_ARGS",
+    "SIMULATED_MODEL_CONFIG",
+    "SIMULATED_VLLM_VERSION",
+    "Arrival",
+    "EngineTruth",
+    "RequestSpec",
+    "RequestTruth",
+    "SimulatedEngine",
+    "SimulatedMetrics",
+    "SimulatedServer",
+    "Simulation",
+    "SimulationConfig",
+    "Status",
+    "StepOutcome",
+    "Submission",
+    "Workload",
+]
