@@ -1,0 +1,209 @@
+"""The peak of activation memory in the profiling run: the largest of named phases.
+
+vLLM profiles one full batch, then one sampler run over ``max_num_seqs`` rows of logits. Sizes
+follow from the operations; ``docs/method.md`` shows them against measured start-ups.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from vllm_capacity.predict.dtypes import element_bytes
+from vllm_capacity.predict.model_config import Decoder
+from vllm_capacity.predict.parallel import Rank
+from vllm_capacity.predict.vllm_version import VllmVersion
+from vllm_capacity.units import MIB, Bytes
+
+#: bf16 logits 2, fp32 logits 4, sorted values 4, sorted int64 indices 8, scratch of CUDA's
+#: segmented sort 20.
+NATIVE_SORT_BYTES_PER_LOGIT = 38.0
+#: bf16 logits 2, fp32 logits 4, masked logits 4, probabilities 4.
+FLASHINFER_BYTES_PER_LOGIT = 14.0
+#: As FlashInfer's, and half a byte that measured start-ups of 0.17 and 0.19 add.
+TRITON_BYTES_PER_LOGIT = 14.5
+#: First release whose start-ups measure the light sampler; 0.16 still sorts.
+_TRITON_SAMPLER = VllmVersion(0, 17)
+#: First release seen to take FlashInfer's sampler unless told otherwise.
+_FLASHINFER_BY_DEFAULT = VllmVersion(0, 21)
+#: First release seen whose MoE workspace outlives the layers that use it.
+_MOE_WORKSPACE_STAYS = VllmVersion(0, 13)
+#: cuBLAS workspace on Hopper; 8 MiB elsewhere.
+_CUBLAS_HOPPER = 32 * MIB
+_CUBLAS = 8 * MIB
+#: How far measured peaks lie from the law: residuals of the start-ups in docs/method.md.
+_LAW_ERROR_RATIO = 0.05
+_LAW_ERROR_BYTES = 128 * MIB
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Phase:
+    """One candidate for the peak.
+
+    Attributes:
+        name: ``sampler``, ``mlp`` or ``experts``.
+        bytes: what it holds at once.
+        origin: how the number was obtained.
+    """
+
+    name: str
+    bytes: Bytes
+    origin: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampler:
+    """Which top-k/top-p implementation runs, and the bytes that it needs per logit.
+
+    Attributes:
+        low, high: the lightest and heaviest implementation that is possible.
+    """
+
+    name: str
+    bytes_per_logit: float
+    low: float
+    high: float
+
+
+def choose_sampler(
+    version: VllmVersion | None,
+    env: Mapping[str, str],
+    *,
+    flashinfer: bool | None,
+    capability: tuple[int, int] | None,
+) -> Sampler:
+    """The sampler of a release.
+
+    Args:
+        version: None where it is not known.
+        env: ``VLLM_USE_FLASHINFER_SAMPLER`` decides where it is set.
+        flashinfer: whether FlashInfer is installed; None for what the release's image ships.
+        capability: compute capability; FlashInfer's sampler needs 7.5.
+
+    Source: vLLM 0.32 ``v1/sample/ops/topk_topp_sampler.py``.
+    """
+    asked = env.get("VLLM_USE_FLASHINFER_SAMPLER")
+    possible = flashinfer is not False and (capability is None or capability >= (7, 5))
+    if asked == "1" and possible:
+        return _sampler("flashinfer", FLASHINFER_BYTES_PER_LOGIT)
+    if asked is None and possible and (version is None or version >= _FLASHINFER_BY_DEFAULT):
+        # Triton's is the fallback where FlashInfer turns out not to build for the GPU.
+        return Sampler(
+            name="flashinfer",
+            bytes_per_logit=FLASHINFER_BYTES_PER_LOGIT,
+            low=FLASHINFER_BYTES_PER_LOGIT,
+            high=TRITON_BYTES_PER_LOGIT,
+        )
+    if version is None:
+        # Without FlashInfer an unknown release may sort; the heavier one is the safer number.
+        return Sampler(
+            name="native sort",
+            bytes_per_logit=NATIVE_SORT_BYTES_PER_LOGIT,
+            low=TRITON_BYTES_PER_LOGIT,
+            high=NATIVE_SORT_BYTES_PER_LOGIT,
+        )
+    if version >= _TRITON_SAMPLER:
+        return _sampler("triton", TRITON_BYTES_PER_LOGIT)
+    return _sampler("native sort", NATIVE_SORT_BYTES_PER_LOGIT)
+
+
+def _sampler(name: str, bytes_per_logit: float) -> Sampler:
+    return Sampler(
+        name=name, bytes_per_logit=bytes_per_logit, low=bytes_per_logit, high=bytes_per_logit
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ActivationPeak:
+    """The largest phase, and bounds.
+
+    Attributes:
+        phases: all candidates, largest first.
+    """
+
+    bytes: Bytes
+    low: Bytes
+    high: Bytes
+    phases: tuple[Phase, ...]
+
+    @property
+    def phase(self) -> Phase:
+        """The phase that makes the peak."""
+        return self.phases[0]
+
+
+def activation_peak(
+    decoder: Decoder,
+    rank: Rank,
+    *,
+    dtype: str,
+    max_num_seqs: int,
+    max_num_batched_tokens: int,
+    sampler: Sampler,
+    version: VllmVersion,
+    capability: tuple[int, int] | None,
+) -> ActivationPeak:
+    """The peak on one rank."""
+    width, tokens, hidden = element_bytes(dtype), max_num_batched_tokens, decoder.hidden_size
+    cublas = _CUBLAS_HOPPER if capability in {None, (9, 0)} else _CUBLAS
+    workspace = _moe_workspace(decoder, rank, tokens, width)
+    kept = workspace if version >= _MOE_WORKSPACE_STAYS else 0
+    base = width * tokens * hidden + cublas
+    rows = 2 * width * max_num_seqs * hidden
+
+    def sampling(bytes_per_logit: float) -> int:
+        logits = bytes_per_logit * max_num_seqs * decoder.vocab_size
+        return round(logits) + base + rows + kept
+
+    phases = [_forward_phase(decoder, rank, tokens, width, base, workspace)]
+    if rank.is_last_stage:
+        origin = f"{sampler.name}, {sampler.bytes_per_logit:g} bytes a logit"
+        peak = Bytes(sampling(sampler.bytes_per_logit))
+        phases.append(Phase(name="sampler", bytes=peak, origin=origin))
+    phases.sort(key=lambda phase: phase.bytes, reverse=True)
+    lows = [phase.bytes for phase in phases if phase.name != "sampler"]
+    highs = list(lows)
+    if rank.is_last_stage:
+        lows.append(Bytes(sampling(sampler.low)))
+        highs.append(Bytes(sampling(sampler.high)))
+    return ActivationPeak(
+        bytes=phases[0].bytes,
+        low=Bytes(max(0, max(lows) - _slack(max(lows)))),
+        high=Bytes(max(highs) + _slack(max(highs))),
+        phases=tuple(phases),
+    )
+
+
+def _forward_phase(
+    decoder: Decoder, rank: Rank, tokens: int, width: int, base: int, workspace: int
+) -> Phase:
+    """The widest layer of the profiled batch."""
+    # A stage receives hidden states and residual besides its own.
+    passed_on = 2 * width * tokens * decoder.hidden_size if rank.pp_size > 1 else 0
+    moe = decoder.moe
+    if moe is not None and len(moe.layers) == decoder.num_hidden_layers:
+        shared = 4 * width * tokens * moe.shared_intermediate_size // rank.tp_size
+        size = workspace + shared + 2 * base + passed_on
+        return Phase(name="experts", bytes=Bytes(size), origin="workspaces of the fused experts")
+    # Gate and up, their copy, and the activated product: four widths of the intermediate.
+    mlp = 4 * width * tokens * decoder.intermediate_size // rank.tp_size
+    return Phase(
+        name="mlp",
+        bytes=Bytes(max(mlp, workspace) + base + passed_on),
+        origin="gate, up and activated product of one layer",
+    )
+
+
+def _moe_workspace(decoder: Decoder, rank: Rank, tokens: int, width: int) -> int:
+    """The two workspaces of the fused experts.
+
+    Source: vLLM 0.32 ``layers/fused_moe/experts/triton_moe.py``, ``workspace_shapes``.
+    """
+    moe = decoder.moe
+    if moe is None:
+        return 0
+    share = moe.intermediate_size // rank.moe_tensor_parallel
+    per_row = max(2 * share, decoder.hidden_size) + max(share, 0)
+    return width * tokens * moe.experts_per_token * per_row
+
+
+def _slack(size: int) -> int:
+    return round(size * _LAW_ERROR_RATIO) + _LAW_ERROR_BYTES

@@ -1,0 +1,162 @@
+"""GPU memory × utilisation − what start-up consumes = bytes for the KV cache.
+
+Source: vLLM 0.32 ``v1/worker/gpu_worker.py``, ``determine_available_memory``, and
+``v1/worker/utils.py``, ``request_memory``.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from vllm_capacity.predict.activation import ActivationPeak
+from vllm_capacity.predict.gpu import Gpu
+from vllm_capacity.predict.parallel import Rank
+from vllm_capacity.predict.vllm_version import VllmVersion
+from vllm_capacity.units import GIB, MIB, Bytes
+
+#: Loading rounds every tensor up to the allocator's 512 bytes and keeps small pools.
+_WEIGHTS_SLACK_RATIO = 0.006
+_GRAPH_ESTIMATE_BY_DEFAULT = VllmVersion(0, 21)
+_GRAPH_ESTIMATE_VARIABLE = "VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    """A number of bytes with its bounds and where it comes from."""
+
+    bytes: Bytes
+    low: Bytes
+    high: Bytes
+    origin: str
+
+    @classmethod
+    def of_gib(cls, value: float, low: float, high: float, origin: str) -> "Estimate":
+        """The estimate from numbers in GiB."""
+        size, least, most = (Bytes(round(gib * GIB)) for gib in (value, low, high))
+        return cls(bytes=size, low=least, high=most, origin=origin)
+
+
+NOTHING = Estimate(bytes=Bytes(0), low=Bytes(0), high=Bytes(0), origin="not subtracted")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemoryBudget:
+    """One rank's memory at start-up; all terms sum to ``requested_bytes``.
+
+    Attributes:
+        requested_bytes: total × utilisation.
+        weights_bytes: parameters and buffers as constructed.
+        activation_peak_bytes: peak of the profiling run above the weights.
+        activation_peak_phase: what makes that peak.
+        non_torch_bytes: CUDA context, NCCL and the like.
+        cuda_graph_bytes: what the release sets aside for CUDA graphs, 0 where it does not.
+        cuda_graph_is_subtracted: whether the release subtracts them before sizing the cache.
+        kv_cache_bytes: what is left; negative where the rest does not fit.
+        origins: how each term was obtained.
+    """
+
+    requested_bytes: Bytes
+    weights_bytes: Bytes
+    weights_bytes_low: Bytes
+    weights_bytes_high: Bytes
+    activation_peak_bytes: Bytes
+    activation_peak_bytes_low: Bytes
+    activation_peak_bytes_high: Bytes
+    activation_peak_phase: str
+    non_torch_bytes: Bytes
+    non_torch_bytes_low: Bytes
+    non_torch_bytes_high: Bytes
+    cuda_graph_bytes: Bytes
+    cuda_graph_bytes_low: Bytes
+    cuda_graph_bytes_high: Bytes
+    cuda_graph_is_subtracted: bool
+    kv_cache_bytes: Bytes
+    kv_cache_bytes_low: Bytes
+    kv_cache_bytes_high: Bytes
+    origins: Mapping[str, str]
+
+
+def requested_bytes(gpu: Gpu, utilization: float, version: VllmVersion) -> Bytes:
+    """Bytes that the operator lets vLLM have.
+
+    Source: vLLM 0.32 ``v1/worker/utils.py``, ``request_memory``: rounded up since 0.16.
+    """
+    product = gpu.total_memory_bytes * utilization
+    return Bytes(math.ceil(product) if version >= VllmVersion(0, 16) else int(product))
+
+
+def memory_budget(
+    *,
+    requested: Bytes,
+    weights: Bytes,
+    activation: ActivationPeak,
+    non_torch: Estimate,
+    cuda_graph: Estimate,
+    graph_is_subtracted: bool,
+) -> MemoryBudget:
+    """The budget of one rank."""
+    subtracted = cuda_graph if graph_is_subtracted else NOTHING
+    heavier = Bytes(weights + round(weights * _WEIGHTS_SLACK_RATIO) + 16 * MIB)
+    return MemoryBudget(
+        requested_bytes=requested,
+        weights_bytes=weights,
+        weights_bytes_low=weights,
+        weights_bytes_high=heavier,
+        activation_peak_bytes=activation.bytes,
+        activation_peak_bytes_low=activation.low,
+        activation_peak_bytes_high=activation.high,
+        activation_peak_phase=activation.phase.name,
+        non_torch_bytes=non_torch.bytes,
+        non_torch_bytes_low=non_torch.low,
+        non_torch_bytes_high=non_torch.high,
+        cuda_graph_bytes=subtracted.bytes,
+        cuda_graph_bytes_low=subtracted.low,
+        cuda_graph_bytes_high=subtracted.high,
+        cuda_graph_is_subtracted=graph_is_subtracted,
+        kv_cache_bytes=Bytes(
+            requested - weights - activation.bytes - non_torch.bytes - subtracted.bytes
+        ),
+        kv_cache_bytes_low=Bytes(
+            requested - heavier - activation.high - non_torch.high - subtracted.high
+        ),
+        kv_cache_bytes_high=Bytes(
+            requested - weights - activation.low - non_torch.low - subtracted.low
+        ),
+        origins={
+            "weights": "parameters and buffers of the model class, exact",
+            "activation_peak": activation.phase.origin,
+            "non_torch": non_torch.origin,
+            "cuda_graph": subtracted.origin,
+        },
+    )
+
+
+def non_torch(rank: Rank, version: VllmVersion) -> Estimate:
+    """CUDA context, NCCL buffers and communicators outside PyTorch's allocator.
+
+    Measured, not derived: see docs/method.md.
+    """
+    if rank.tp_size > 1:
+        if version < VllmVersion(0, 18):
+            return Estimate.of_gib(0.55, 0.4, 1.0, "measured at TP 2 before 0.18")
+        return Estimate.of_gib(2.07, 1.0, 2.4, "measured at TP 2 with 0.19")
+    if rank.pp_size > 1:
+        return Estimate.of_gib(0.07, 0.02, 0.6, "measured at PP 2 and 4 with 0.19")
+    if version < VllmVersion(0, 18):
+        return Estimate.of_gib(0.13, 0.02, 0.4, "measured at TP 1 before 0.18")
+    return Estimate.of_gib(0.25, 0.02, 0.5, "measured at TP 1 with 0.19")
+
+
+def cuda_graphs(*, enforce_eager: bool) -> Estimate:
+    """What graph capture will take, as the release estimates it."""
+    if enforce_eager:
+        return NOTHING
+    return Estimate.of_gib(0.6, 0.05, 2.0, "range of published start-ups")
+
+
+def subtracts_cuda_graphs(version: VllmVersion, env: Mapping[str, str]) -> bool:
+    """Whether the release sets the graphs' estimate aside before it sizes the cache."""
+    asked = env.get(_GRAPH_ESTIMATE_VARIABLE)
+    if asked is not None:
+        return asked in {"1", "true", "True"} and version >= VllmVersion(0, 18)
+    return version >= _GRAPH_ESTIMATE_BY_DEFAULT

@@ -1,0 +1,86 @@
+"""The parameter-holding parts of a model on one rank, as vLLM builds them.
+
+Sizes are those of the rank, after tensor parallelism has split them.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Linear:
+    """One (possibly fused) linear layer.
+
+    Attributes:
+        name: vLLM's module path, as in ``model.layers.0.self_attn.qkv_proj``.
+        shards: checkpoint paths fused into it; quantisation ignore-lists speak of these.
+        input_size: columns on this rank.
+        output_sizes: rows on this rank of every fused matrix.
+        split: which side tensor parallelism divides: ``column``, ``row`` or ``none``.
+        bias: whether it adds a bias of ``sum(output_sizes)`` elements.
+        quantizable: whether vLLM hands it the quantisation config.
+        element_bytes: width of an unquantised element where it is not the model's dtype.
+    """
+
+    name: str
+    shards: tuple[str, ...]
+    input_size: int
+    output_sizes: tuple[int, ...]
+    split: str = "none"
+    bias: bool = False
+    quantizable: bool = True
+    element_bytes: int | None = None
+
+    @property
+    def elements(self) -> int:
+        """Weight elements, bias left out."""
+        return self.input_size * sum(self.output_sizes)
+
+    @property
+    def bias_elements(self) -> int:
+        """Bias elements; a row-split layer keeps its whole bias on every rank."""
+        return sum(self.output_sizes) if self.bias else 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoutedExperts:
+    """The routed experts of one layer that live on this rank.
+
+    Attributes:
+        name: vLLM's module path.
+        num_experts: experts on this rank.
+        hidden_size: width of the model.
+        intermediate_size: width of one expert on this rank.
+        is_split: whether ranks share each expert.
+        expert_map_entries: entries of the int32 map from global to local expert, 0 without EP.
+    """
+
+    name: str
+    num_experts: int
+    hidden_size: int
+    intermediate_size: int
+    is_split: bool = False
+    expert_map_entries: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plain:
+    """Parameters or buffers that no quantisation touches: norms, embeddings, biases.
+
+    Attributes:
+        elements: number of elements on this rank.
+        element_bytes: width where it is not the model's dtype.
+    """
+
+    name: str
+    elements: int
+    element_bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attention:
+    """One attention layer's own buffers and, under quantisation, its KV scale parameters."""
+
+    name: str
+
+
+Module = Linear | RoutedExperts | Plain | Attention

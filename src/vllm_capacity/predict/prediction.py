@@ -1,0 +1,302 @@
+"""A deployment's description → everything that vLLM will make of it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from vllm_capacity.errors import EngineArgsError, Fault
+from vllm_capacity.predict.activation import activation_peak, choose_sampler
+from vllm_capacity.predict.engine_args import EngineArgs
+from vllm_capacity.predict.gpu import Gpu
+from vllm_capacity.predict.kv_cache_plan import KVCacheGroup, KVCachePlan, Planner
+from vllm_capacity.predict.kv_cache_spec import (
+    AttentionSpec,
+    FullAttentionSpec,
+    SlidingWindowSpec,
+)
+from vllm_capacity.predict.memory_budget import (
+    MemoryBudget,
+    cuda_graphs,
+    memory_budget,
+    non_torch,
+    requested_bytes,
+    subtracts_cuda_graphs,
+)
+from vllm_capacity.predict.model_config import Decoder, ModelConfig
+from vllm_capacity.predict.parallel import Rank, ranks, stage_layers
+from vllm_capacity.predict.quantization import Quantization, read_quantization
+from vllm_capacity.predict.resolved import Refusal, ResolvedArgs, check_head_dim, resolve
+from vllm_capacity.predict.vllm_version import NEWEST_KNOWN, VllmVersion
+from vllm_capacity.predict.weights import kv_heads_per_rank, refusal, weights_bytes
+from vllm_capacity.units import Bytes, Tokens
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Deployment:
+    """What an operator deploys.
+
+    Attributes:
+        gpu: None where there is none or it is unknown; then there is no budget.
+        vllm_version: None for the newest known.
+        env: environment variables that vLLM reads.
+        flashinfer: whether FlashInfer is installed; None for what the release's image ships.
+    """
+
+    model: ModelConfig
+    engine_args: EngineArgs
+    gpu: Gpu | None
+    vllm_version: VllmVersion | None
+    env: Mapping[str, str] = field(default_factory=dict)
+    flashinfer: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prediction:
+    """What the deployment ought to use, before anything is measured.
+
+    Attributes:
+        supported: whether all of it is described exactly; if not, nothing else is set.
+        reason: one sentence why not.
+        weights_bytes: of every rank, ordered by (pp_rank, tp_rank).
+        budget: of the tightest rank; None without a GPU.
+        plans: one per asked number, or one for what the deployment itself says or leaves.
+        bytes_per_token: KV bytes per token of a long request, per rank.
+    """
+
+    supported: bool
+    reason: str | None = None
+    resolved: ResolvedArgs | None = None
+    weights_bytes: tuple[Bytes, ...] | None = None
+    budget: MemoryBudget | None = None
+    plans: tuple[KVCachePlan, ...] = ()
+    bytes_per_token: tuple[Bytes, ...] | None = None
+
+
+def predict(
+    deployment: Deployment,
+    *,
+    available_kv_cache_bytes: Sequence[int | Sequence[int]] | None = None,
+) -> Prediction:
+    """Predict weights, memory budget and KV cache of a deployment.
+
+    Args:
+        deployment: what is deployed.
+        available_kv_cache_bytes: plan the cache for these bytes per rank instead; an inner
+            sequence holds one number per pipeline stage.
+
+    Returns:
+        The prediction; ``supported`` false with a reason where it would not be exact.
+
+    Raises:
+        EngineArgsError: an inner sequence does not hold one number per stage.
+    """
+    try:
+        return _Prediction(deployment).predict(available_kv_cache_bytes)
+    except Refusal as refused:
+        return Prediction(supported=False, reason=str(refused))
+
+
+class _Prediction:
+    """One prediction under way."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        model, args = deployment.model, deployment.engine_args
+        if model.unsupported is not None or model.decoder is None:
+            raise Refusal(model.unsupported or "the model is not described exactly")
+        if args.not_covered:
+            names = ", ".join(args.not_covered)
+            raise Refusal(f"the effect of these arguments is not described exactly yet: {names}")
+        self.deployment = deployment
+        self.decoder: Decoder = model.decoder
+        self.version = deployment.vllm_version or NEWEST_KNOWN
+        self.quantization = _quantization(model, args)
+        self.resolved = resolve(
+            model,
+            args,
+            gpu=deployment.gpu,
+            version=self.version,
+            quantization=self.quantization,
+            env=deployment.env,
+        )
+        check_head_dim(model)
+        self.ranks = ranks(
+            tensor_parallel=self.resolved.tensor_parallel_size,
+            pipeline_parallel=self.resolved.pipeline_parallel_size,
+            data_parallel=self.resolved.data_parallel_size,
+            expert_parallel=self.resolved.enable_expert_parallel,
+        )
+        self.stages = self._stages()
+
+    def predict(self, asked: Sequence[int | Sequence[int]] | None) -> Prediction:
+        self._check_layout()
+        weights = weights_bytes(
+            self.decoder,
+            self.ranks,
+            dtype=self.resolved.dtype,
+            quantization=self.quantization,
+            env=self.deployment.env,
+        )
+        budgets = self._budgets(weights)
+        planner = self._planner()
+        plans = () if planner is None else self._plans(planner, asked, budgets)
+        return Prediction(
+            supported=True,
+            resolved=self.resolved,
+            weights_bytes=weights,
+            budget=_tightest(budgets, planner),
+            plans=plans,
+            bytes_per_token=self._bytes_per_token(),
+        )
+
+    def _stages(self) -> tuple[range, ...]:
+        try:
+            return stage_layers(
+                self.decoder.num_hidden_layers,
+                self.resolved.pipeline_parallel_size,
+                self.deployment.env,
+            )
+        except ValueError as error:
+            raise Refusal(f"vLLM refuses to start: {error}") from None
+
+    def _check_layout(self) -> None:
+        reason = refusal(self.decoder, self.ranks[0], self.quantization, self.stages[0])
+        if reason is not None:
+            raise Refusal(reason)
+
+    def _spec(self, block_size: Tokens) -> AttentionSpec:
+        shape, window = self.decoder.attention, self.decoder.attention.sliding_window
+        kv_heads = kv_heads_per_rank(shape.num_kv_heads, self.resolved.tensor_parallel_size)
+        common = FullAttentionSpec(
+            block_size=block_size,
+            num_kv_heads=kv_heads,
+            head_size=shape.head_dim,
+            element_bytes=self.resolved.kv_element_bytes,
+        )
+        args = self.deployment.engine_args
+        if window is None or args.disable_hybrid_kv_cache_manager:
+            return common
+        if args.disable_sliding_window:
+            raise Refusal("--disable-sliding-window is not covered yet")
+        self._check_window_is_known()
+        return SlidingWindowSpec(
+            block_size=block_size,
+            num_kv_heads=kv_heads,
+            head_size=shape.head_dim,
+            element_bytes=self.resolved.kv_element_bytes,
+            sliding_window=window,
+        )
+
+    def _check_window_is_known(self) -> None:
+        if VllmVersion(0, 26) <= self.version < VllmVersion(0, 32):
+            raise Refusal("how much releases 0.26 to 0.31 keep of a window is not known")
+        if self.version < VllmVersion(0, 9):
+            raise Refusal("releases before 0.9 count sliding windows as full attention")
+        if self.resolved.max_in_flight_tokens is None:
+            raise Refusal("a sliding window needs max_num_batched_tokens, or the GPU")
+
+    def _planner(self) -> Planner | None:
+        if self.resolved.block_size is None:
+            return None
+        group = KVCacheGroup(
+            spec=self._spec(self.resolved.block_size),
+            layers=self.decoder.num_hidden_layers,
+            layers_per_rank=tuple(len(self.stages[rank.pp_rank]) for rank in self.ranks),
+        )
+        return Planner(
+            groups=(group,),
+            max_model_len=self.resolved.max_model_len,
+            in_flight_tokens=self.resolved.max_in_flight_tokens or Tokens(0),
+            version=self.version,
+            num_blocks_override=self.deployment.engine_args.num_gpu_blocks_override,
+            fits_max_model_len=self.resolved.fits_max_model_len,
+        )
+
+    def _bytes_per_token(self) -> tuple[Bytes, ...]:
+        spec = self._spec(Tokens(1))
+        sizes = [len(self.stages[rank.pp_rank]) * spec.page_size_bytes for rank in self.ranks]
+        return tuple(Bytes(size) for size in sizes)
+
+    def _plans(
+        self,
+        planner: Planner,
+        asked: Sequence[int | Sequence[int]] | None,
+        budgets: Sequence[MemoryBudget] | None,
+    ) -> tuple[KVCachePlan, ...]:
+        if asked is not None:
+            return tuple(planner.plan(self._per_rank(number), "asked") for number in asked)
+        args = self.deployment.engine_args
+        if args.num_gpu_blocks_override is not None:
+            return (planner.plan(self._per_rank(0), "num_gpu_blocks_override"),)
+        if args.kv_cache_memory_bytes:
+            given = self._per_rank(args.kv_cache_memory_bytes)
+            return (planner.plan(given, "kv_cache_memory_bytes"),)
+        if budgets is None:
+            return ()
+        left = [budget.kv_cache_bytes for budget in budgets]
+        return (planner.plan(left, "predicted budget"),)
+
+    def _per_rank(self, number: int | Sequence[int]) -> list[int]:
+        if isinstance(number, int):
+            return [number] * len(self.ranks)
+        if len(number) != len(self.stages):
+            problem = f"must hold one number for each of {len(self.stages)} pipeline stages"
+            fault = Fault("available_kv_cache_bytes", list(number), problem)
+            raise EngineArgsError("available_kv_cache_bytes", [fault])
+        return [number[rank.pp_rank] for rank in self.ranks]
+
+    def _budgets(self, weights: Sequence[Bytes]) -> list[MemoryBudget] | None:
+        gpu, resolved = self.deployment.gpu, self.resolved
+        known = resolved.max_num_seqs is not None and resolved.max_num_batched_tokens is not None
+        if gpu is None or not known or gpu.total_memory_bytes <= 0:
+            return None
+        shared: dict[tuple[int, int], MemoryBudget] = {}
+        pairs = list(zip(self.ranks, weights, strict=True))
+        for rank, size in pairs:
+            if (rank.pp_rank, size) not in shared:
+                shared[rank.pp_rank, size] = self._budget(gpu, rank, size)
+        return [shared[rank.pp_rank, size] for rank, size in pairs]
+
+    def _budget(self, gpu: Gpu, rank: Rank, weights: Bytes) -> MemoryBudget:
+        resolved, env = self.resolved, self.deployment.env
+        sampler = choose_sampler(
+            self.deployment.vllm_version,
+            env,
+            flashinfer=self.deployment.flashinfer,
+            capability=gpu.capability,
+        )
+        peak = activation_peak(
+            self.decoder,
+            rank,
+            dtype=resolved.dtype,
+            max_num_seqs=resolved.max_num_seqs or 0,
+            max_num_batched_tokens=resolved.max_num_batched_tokens or 0,
+            sampler=sampler,
+            version=self.version,
+            capability=gpu.capability,
+        )
+        return memory_budget(
+            requested=requested_bytes(gpu, resolved.gpu_memory_utilization, self.version),
+            weights=weights,
+            activation=peak,
+            non_torch=non_torch(rank, self.version),
+            cuda_graph=cuda_graphs(enforce_eager=resolved.enforce_eager),
+            graph_is_subtracted=subtracts_cuda_graphs(self.version, env),
+        )
+
+
+def _quantization(model: ModelConfig, args: EngineArgs) -> Quantization:
+    quantization, reason = read_quantization(model.quantization_config, argument=args.quantization)
+    if quantization is None:
+        raise Refusal(reason or "the quantisation is not described exactly")
+    return quantization
+
+
+def _tightest(
+    budgets: Sequence[MemoryBudget] | None, planner: Planner | None
+) -> MemoryBudget | None:
+    """The budget of the rank that decides the number of blocks."""
+    if budgets is None:
+        return None
+    if planner is None:
+        return min(budgets, key=lambda budget: budget.kv_cache_bytes)
+    pairs = zip(budgets, planner.bytes_per_block(), strict=True)
+    return min(pairs, key=lambda pair: pair[0].kv_cache_bytes / (pair[1] or 1))[0]

@@ -1,0 +1,307 @@
+"""What vLLM makes of its arguments: every default resolved."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from vllm_capacity.predict.dtypes import FP8_KV_CACHE_DTYPES, MODEL_DTYPES, kv_element_bytes
+from vllm_capacity.predict.engine_args import EngineArgs
+from vllm_capacity.predict.gpu import Gpu
+from vllm_capacity.predict.model_config import ModelConfig
+from vllm_capacity.predict.quantization import Quantization
+from vllm_capacity.predict.vllm_version import VllmVersion
+from vllm_capacity.units import GIB, Tokens
+
+#: Source: vLLM 0.32 ``config/cache.py``, ``CacheConfig.DEFAULT_BLOCK_SIZE``.
+DEFAULT_BLOCK_SIZE = 16
+#: Source: vLLM 0.32 ``platforms/cpu.py``, ``check_and_update_config``.
+DEFAULT_CPU_BLOCK_SIZE = 128
+_BFLOAT16_CAPABILITY = (8, 0)
+_FP8_CAPABILITY = (8, 9)
+#: FlashAttention's heads: multiples of 8, at most 256 elements.
+#: Source: vLLM 0.32 ``v1/attention/backends/flash_attn.py``, ``supports_head_size``.
+_MAX_HEAD_DIM = 256
+
+
+class Refusal(Exception):  # noqa: N818 (a verdict, not a failure)
+    """The deployment is not described exactly, or vLLM would refuse it; carries one sentence."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResolvedArgs:
+    """vLLM's arguments after all defaults; None where a default hangs on an unknown.
+
+    Attributes:
+        kv_cache_dtype: as vLLM's cache configuration shows it, ``auto`` for the model's dtype.
+        kv_element_bytes: bytes of one key or value element.
+        fits_max_model_len: whether ``--max-model-len -1`` lets vLLM shorten it to fit.
+        max_concurrent_batches: steps that may be under way at once.
+    """
+
+    architecture: str
+    dtype: str
+    max_model_len: Tokens
+    max_num_seqs: int | None
+    max_num_batched_tokens: Tokens | None
+    block_size: Tokens | None
+    kv_cache_dtype: str
+    kv_element_bytes: int
+    quantization: str | None
+    gpu_memory_utilization: float
+    tensor_parallel_size: int
+    pipeline_parallel_size: int
+    data_parallel_size: int
+    enable_expert_parallel: bool
+    enforce_eager: bool
+    fits_max_model_len: bool
+    max_concurrent_batches: int
+
+    @property
+    def max_in_flight_tokens(self) -> Tokens | None:
+        """Tokens that may be scheduled and not yet settled.
+
+        Source: vLLM 0.32 ``config/vllm.py``, ``VllmConfig.max_in_flight_tokens``.
+        """
+        if self.max_num_batched_tokens is None:
+            return None
+        return Tokens(self.max_concurrent_batches * self.max_num_batched_tokens)
+
+
+def resolve(
+    model: ModelConfig,
+    args: EngineArgs,
+    *,
+    gpu: Gpu | None,
+    version: VllmVersion,
+    quantization: Quantization,
+    env: Mapping[str, str],
+) -> ResolvedArgs:
+    """Every default as vLLM would take it.
+
+    Raises:
+        Refusal: vLLM would not start so, or what it would do is not described exactly.
+    """
+    _check_parallel(model, args)
+    dtype = _dtype(model, args, gpu)
+    kv_cache_dtype = _kv_cache_dtype(args, quantization, gpu)
+    width = kv_element_bytes(kv_cache_dtype, dtype)
+    if width is None:
+        raise Refusal(f"KV cache dtype {kv_cache_dtype} is not described exactly yet")
+    max_model_len = _max_model_len(model, args, version, env)
+    seqs, tokens = _scheduler_limits(args, gpu, version, max_model_len)
+    return ResolvedArgs(
+        architecture=model.architecture,
+        dtype=dtype,
+        max_model_len=max_model_len,
+        max_num_seqs=seqs,
+        max_num_batched_tokens=None if tokens is None else Tokens(tokens),
+        block_size=_block_size(args, gpu),
+        kv_cache_dtype=kv_cache_dtype,
+        kv_element_bytes=width,
+        quantization=quantization.name,
+        gpu_memory_utilization=_utilization(args, version),
+        tensor_parallel_size=args.tensor_parallel_size or 1,
+        pipeline_parallel_size=args.pipeline_parallel_size or 1,
+        data_parallel_size=args.data_parallel_size or 1,
+        enable_expert_parallel=bool(args.enable_expert_parallel) and model_is_sparse(model),
+        enforce_eager=bool(args.enforce_eager),
+        fits_max_model_len=args.max_model_len == -1,
+        max_concurrent_batches=_max_concurrent_batches(args, version, env),
+    )
+
+
+def model_is_sparse(model: ModelConfig) -> bool:
+    """Whether the model routes tokens to experts."""
+    return model.decoder is not None and model.decoder.moe is not None
+
+
+def _check_parallel(model: ModelConfig, args: EngineArgs) -> None:
+    decoder, tp = model.decoder, args.tensor_parallel_size or 1
+    if decoder is None:
+        raise Refusal(model.unsupported or "the model is not described exactly")
+    heads, kv_heads = decoder.attention.num_heads, decoder.attention.num_kv_heads
+    if heads % tp:
+        raise Refusal(
+            f"vLLM refuses to start: {heads} attention heads are not divisible by "
+            f"tensor_parallel_size {tp}"
+        )
+    if kv_heads % tp and tp % kv_heads:
+        raise Refusal(
+            f"vLLM refuses to start: {kv_heads} KV heads and tensor_parallel_size {tp} do not "
+            "divide one another"
+        )
+    if (args.pipeline_parallel_size or 1) > decoder.num_hidden_layers:
+        raise Refusal("vLLM refuses to start: more pipeline stages than layers")
+    _check_widths(model, args)
+
+
+def _check_widths(model: ModelConfig, args: EngineArgs) -> None:
+    decoder, tp = model.decoder, args.tensor_parallel_size or 1
+    assert decoder is not None  # noqa: S101 (the caller has checked)
+    widths = {"padded vocabulary": -(-decoder.vocab_size // 64) * 64}
+    moe = decoder.moe
+    if moe is None or len(moe.layers) < decoder.num_hidden_layers:
+        widths["intermediate_size"] = decoder.intermediate_size
+    if moe is not None:
+        widths["width of the shared expert"] = moe.shared_intermediate_size
+    for what, width in widths.items():
+        if width % tp and decoder.rope is not None:
+            raise Refusal(f"vLLM refuses to start: {what} {width} is not divisible by TP {tp}")
+    if moe is not None and not args.enable_expert_parallel:
+        ranks = tp * (args.data_parallel_size or 1)
+        if moe.intermediate_size % ranks:
+            raise Refusal(
+                f"vLLM refuses to start: experts {moe.intermediate_size} wide are not divisible "
+                f"over {ranks} GPUs"
+            )
+
+
+def _dtype(model: ModelConfig, args: EngineArgs, gpu: Gpu | None) -> str:
+    """Source: vLLM 0.32 ``config/model.py``, ``_get_and_verify_dtype``."""
+    asked = (args.dtype or "auto").lower()
+    capability = None if gpu is None else gpu.capability
+    old = capability is not None and capability < _BFLOAT16_CAPABILITY
+    preferred = "float16" if old else "bfloat16"
+    if asked == "auto":
+        dtype = preferred if model.dtype in {None, "float32"} else str(model.dtype)
+        return preferred if dtype == "bfloat16" and old else dtype
+    dtype = MODEL_DTYPES.get(asked, "")
+    if dtype not in {"bfloat16", "float16"}:
+        raise Refusal(f"dtype {asked} is not described exactly; bfloat16 and float16 are")
+    if dtype == "bfloat16" and old:
+        raise Refusal("vLLM refuses to start: this GPU has no bfloat16; give --dtype half")
+    return dtype
+
+
+def _kv_cache_dtype(args: EngineArgs, quantization: Quantization, gpu: Gpu | None) -> str:
+    dtype = args.kv_cache_dtype or "auto"
+    if dtype == "auto" and quantization.kv_cache_dtype is not None:
+        dtype = quantization.kv_cache_dtype
+    if dtype not in FP8_KV_CACHE_DTYPES:
+        return dtype
+    capability = None if gpu is None else gpu.capability
+    if capability is not None and capability < _FP8_CAPABILITY:
+        raise Refusal("an fp8 KV cache on GPUs before compute capability 8.9 is not covered")
+    if dtype == "fp8_e5m2" and quantization.name in {"fp8", "modelopt"}:
+        raise Refusal("vLLM refuses to start: fp8_e5m2 KV cache with an fp8 checkpoint")
+    return dtype
+
+
+def _max_model_len(
+    model: ModelConfig, args: EngineArgs, version: VllmVersion, env: Mapping[str, str]
+) -> Tokens:
+    """Source: vLLM 0.32 ``config/model.py``, ``_get_and_verify_max_len``."""
+    assert model.decoder is not None  # noqa: S101 (the caller has checked)
+    default, longest = model.default_max_model_len or 1, model.longest_max_model_len or 1
+    rope = model.decoder.rope
+    asked = args.max_model_len
+    if asked is None or asked == -1:
+        if rope is not None and rope.rope_type == "yarn" and version < VllmVersion(0, 32):
+            raise Refusal("releases before 0.32 lengthen YaRN models; give --max-model-len")
+        return Tokens(default)
+    allowed = env.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN") in {"1", "true", "True"}
+    bounded = rope is None or rope.rope_type != "yarn" or version >= VllmVersion(0, 32)
+    if asked > longest and bounded and not allowed:
+        raise Refusal(
+            f"vLLM refuses to start: max_model_len {asked} is longer than the model's {longest} "
+            "tokens; VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 would let it"
+        )
+    return Tokens(asked)
+
+
+def _utilization(args: EngineArgs, version: VllmVersion) -> float:
+    """Source: ``config/cache.py``, ``CacheConfig.gpu_memory_utilization``, since 0.21 0.92."""
+    if args.gpu_memory_utilization is not None:
+        return args.gpu_memory_utilization
+    return 0.92 if version >= VllmVersion(0, 21) else 0.9
+
+
+def _block_size(args: EngineArgs, gpu: Gpu | None) -> Tokens | None:
+    """Source: vLLM 0.32 ``platforms/interface.py``, ``update_block_size_for_backend``."""
+    if args.block_size is not None:
+        if args.block_size % 16:
+            raise Refusal(f"block_size {args.block_size} is not a multiple of 16 tokens")
+        return Tokens(args.block_size)
+    if gpu is not None:
+        return Tokens(DEFAULT_BLOCK_SIZE)
+    # Bytes without a GPU are how a vLLM on a CPU declares its cache.
+    return None if args.kv_cache_memory_bytes is None else Tokens(DEFAULT_CPU_BLOCK_SIZE)
+
+
+def _scheduler_limits(
+    args: EngineArgs, gpu: Gpu | None, version: VllmVersion, max_model_len: int
+) -> tuple[int | None, int | None]:
+    """``max_num_seqs`` and ``max_num_batched_tokens``.
+
+    Source: vLLM 0.32 ``engine/arg_utils.py``, ``get_batch_defaults`` and
+    ``_set_default_max_num_seqs_and_batched_tokens_args``, for the API server.
+    """
+    default_seqs, default_tokens = _batch_defaults(gpu, version)
+    doubled = 2 if args.performance_mode == "throughput" else 1
+    seqs, tokens = args.max_num_seqs, args.max_num_batched_tokens
+    if seqs is None and default_seqs is not None:
+        seqs = default_seqs * doubled
+    if tokens is None and default_tokens is not None:
+        tokens = default_tokens * doubled
+        if args.enable_chunked_prefill is False:
+            tokens = max(max_model_len, tokens)
+        tokens = tokens if seqs is None else min(seqs * max_model_len, tokens)
+    if args.max_num_seqs is None and seqs is not None and tokens is not None:
+        seqs = min(seqs, tokens)
+    _check_scheduler(args, seqs, tokens, max_model_len)
+    return seqs, tokens
+
+
+def _check_scheduler(
+    args: EngineArgs, seqs: int | None, tokens: int | None, max_model_len: int
+) -> None:
+    """Source: vLLM 0.32 ``config/scheduler.py``, ``verify_max_model_len``."""
+    if tokens is None:
+        return
+    if seqs is not None and tokens < seqs:
+        raise Refusal(
+            f"vLLM refuses to start: max_num_batched_tokens {tokens} is below max_num_seqs {seqs}"
+        )
+    if args.enable_chunked_prefill is False and tokens < max_model_len:
+        raise Refusal(
+            f"vLLM refuses to start: without chunked prefill, max_num_batched_tokens {tokens} "
+            f"must reach max_model_len {max_model_len}"
+        )
+
+
+def _batch_defaults(gpu: Gpu | None, version: VllmVersion) -> tuple[int | None, int | None]:
+    if gpu is None or version < VllmVersion(0, 8, 5):
+        return None, None
+    memory = gpu.total_memory_bytes
+    if memory >= 160 * GIB and version >= VllmVersion(0, 26):
+        # First seen in 0.28, absent in 0.25.
+        return (1024, 16384) if version >= VllmVersion(0, 28) else (None, None)
+    if memory >= 70 * GIB and "a100" not in gpu.name.lower():
+        return 1024, 8192
+    return 256, 2048
+
+
+def _max_concurrent_batches(args: EngineArgs, version: VllmVersion, env: Mapping[str, str]) -> int:
+    """Source: vLLM 0.32 ``config/vllm.py``, ``max_concurrent_batches``.
+
+    Releases up to 0.25 reserve for one batch only.
+    """
+    stages = args.pipeline_parallel_size or 1
+    if version <= VllmVersion(0, 25, 999):
+        return 1
+    v1_runner = env.get("VLLM_USE_V2_MODEL_RUNNER") in {"0", "false", "False"}
+    default = args.distributed_executor_backend in {None, "mp", "uni"}
+    overlaps = default if args.async_scheduling is None else args.async_scheduling
+    if not overlaps or (v1_runner and stages > 1):
+        return stages
+    return stages + 1
+
+
+def check_head_dim(model: ModelConfig) -> None:
+    """Heads that FlashAttention does not take fall to other backends.
+
+    Raises:
+        Refusal: the head is not one of FlashAttention's.
+    """
+    head_dim = model.decoder.attention.head_dim if model.decoder is not None else 0
+    if head_dim % 8 or head_dim > _MAX_HEAD_DIM:
+        raise Refusal(f"heads of {head_dim} elements are not described exactly yet")
