@@ -6,6 +6,7 @@ but for its number, the text before its last space is read once and remembered.
 """
 
 import re
+import string
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from vllm_capacity.errors import ExpositionError
 _LABEL = re.compile(
     rb'[ \t]*([a-zA-Z_][a-zA-Z0-9_]*)[ \t]*=[ \t]*"((?:[^"\\\n]|\\.)*)"[ \t]*(,|(?=}))'
 )
+_NAME_CHARACTERS = (string.ascii_letters + string.digits + "_:").encode()
 _ESCAPE = re.compile(r'\\([\\"n])')
 
 MAX_SAMPLES = 100_000
@@ -109,23 +111,23 @@ def _trie_pattern(names: Iterable[str]) -> str:
 
 
 def _read_series(line: bytes) -> tuple[Series, bytes]:
-    name = re.match(rb"[\w:]+", line)[0]  # type: ignore[index] (a wanted name stands there)
-    position = len(name)
-    while line[position : position + 1] in (b" ", b"\t"):
-        position += 1
-    if line[position : position + 1] != b"{":
-        return Series(name.decode("ascii"), {}), line[position:]
-    labels, position = _read_labels(line, position + 1)
-    return Series(name.decode("ascii"), labels), line[position:]
+    after_name = line.lstrip(_NAME_CHARACTERS)
+    name = line[: len(line) - len(after_name)].decode("ascii")
+    rest = after_name.lstrip(b" \t")
+    if not rest.startswith(b"{"):
+        return Series(name, {}), rest
+    labels, end = _read_labels(rest)
+    return Series(name, labels), rest[end:]
 
 
-def _read_labels(line: bytes, start: int) -> tuple[dict[str, str], int]:
+def _read_labels(text: bytes) -> tuple[dict[str, str], int]:
+    """Labels of a text that starts with ``{``, and where they end."""
     labels: dict[str, str] = {}
-    position = start
-    while line[position : position + 1] != b"}":
-        match = _LABEL.match(line, position)
+    position = 1
+    while text[position : position + 1] != b"}":
+        match = _LABEL.match(text, position)
         if match is None:
-            raise ExpositionError(f"labels that cannot be read in {_shown(line)}")
+            raise ExpositionError(f"labels that cannot be read in {_shown(text)}")
         labels[match[1].decode("ascii")] = _unescaped(match[2].decode("utf-8", "replace"))
         position = match.end()
     return labels, position + 1

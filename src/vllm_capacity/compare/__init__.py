@@ -1,0 +1,1 @@
+"""Where prediction and observation meet, and nowhere else. Pure."""
