@@ -1,0 +1,97 @@
+"""The catalogue's rows over the latest published value → Prometheus families."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+)
+from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.registry import Collector
+
+from vllm_capacity.compare.fleet import DURATION_BOUNDS_SECONDS, FleetAssessment, SourceHealth
+from vllm_capacity.export.catalogue import CATALOGUE, SCOPE_LABELS, Metric
+
+_FAMILIES = {
+    "gauge": GaugeMetricFamily,
+    "counter": CounterMetricFamily,
+    "histogram": HistogramMetricFamily,
+}
+Subjects = Sequence[tuple[tuple[str, ...], object]]
+
+
+class CapacityCollector(Collector):
+    """Reads the value that was published last; never waits and never fetches.
+
+    Args:
+        published: gives that value.
+        revision: of the source that runs, or "unknown".
+        with_target: whether series carry a ``target`` label: where several are watched.
+    """
+
+    def __init__(
+        self,
+        published: Callable[[], FleetAssessment],
+        *,
+        with_target: bool,
+        revision: str = "unknown",
+    ) -> None:
+        self._published = published
+        self._revision = revision
+        self._target_label = ("target",) if with_target else ()
+
+    def describe(self) -> Iterable[Family]:
+        """Every family, without series, so that ``name[]`` filters work."""
+        return [self._family(metric) for metric in CATALOGUE]
+
+    def collect(self) -> Iterator[Family]:
+        """Every family with the series that are known now."""
+        subjects = self._subjects(self._published())
+        for metric in CATALOGUE:
+            family = self._family(metric)
+            for labels, subject in subjects[metric.scope]:
+                _add(family, metric, labels, subject)
+            yield family
+
+    def _family(self, metric: Metric) -> Family:
+        own = self._target_label if metric.scope in {"engine", "target"} else ()
+        labels = (*own, *SCOPE_LABELS[metric.scope], *metric.labels)
+        family: Family = _FAMILIES[metric.kind](metric.name, metric.help, labels=labels)
+        return family
+
+    def _subjects(self, fleet: FleetAssessment) -> dict[str, Subjects]:
+        targets, engines = [], []
+        for target in fleet.targets:
+            name = (target.target,) if self._target_label else ()
+            targets.append((name, target))
+            engines += [
+                ((*name, a.snapshot.model_name or "", a.snapshot.engine), a) for a in target.engines
+            ]
+        gpus = [((str(gpu.index), gpu.uuid), gpu) for gpu in fleet.gpus]
+        return {
+            "target": targets,
+            "engine": engines,
+            "gpu": gpus,
+            "exporter": [((), self._revision)],
+        }
+
+
+def _add(family: Family, metric: Metric, labels: tuple[str, ...], subject: object) -> None:
+    for more, value in metric.read(subject).items():
+        if value is None:
+            continue
+        if isinstance(family, HistogramMetricFamily):
+            _add_durations(family, (*labels, *more), value)
+        else:
+            family.add_metric((*labels, *more), value)  # type: ignore[attr-defined]
+
+
+def _add_durations(
+    family: HistogramMetricFamily, labels: tuple[str, ...], health: SourceHealth
+) -> None:
+    buckets, cumulated = [], 0
+    for bound, count in zip(DURATION_BOUNDS_SECONDS, health.duration_counts, strict=True):
+        cumulated += count
+        buckets.append(("+Inf" if bound == float("inf") else str(bound), float(cumulated)))
+    family.add_metric(labels, buckets, health.duration_sum_seconds)

@@ -1,0 +1,68 @@
+"""The web server's pages: ``/metrics``, ``/``, ``/-/healthy``, ``/-/ready``."""
+
+import gzip
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from vllm_capacity.compare.fleet import FleetAssessment, TargetAssessment
+from vllm_capacity.export.landing_page import landing_page
+
+_SECURITY_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+_GZIP_FROM_BYTES = 1024
+
+
+def web_application(
+    registry: CollectorRegistry,
+    published: Callable[[], FleetAssessment],
+    *,
+    telemetry_path: str = "/metrics",
+) -> Starlette:
+    """The application that serves what was published last; no page waits for an engine."""
+
+    async def metrics(request: Request) -> Response:
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        names = request.query_params.getlist("name[]")
+        page = encode(registry.restricted_registry(names) if names else registry)
+        headers = {"Content-Type": content_type, "Vary": "Accept, Accept-Encoding"}
+        accepts_gzip = "gzip" in request.headers.get("accept-encoding", "")
+        if accepts_gzip and len(page) >= _GZIP_FROM_BYTES:
+            page = gzip.compress(page, compresslevel=1)
+            headers["Content-Encoding"] = "gzip"
+        return Response(page, headers=headers)
+
+    async def landing(_: Request) -> Response:
+        return HTMLResponse(landing_page(published(), telemetry_path), headers=_SECURITY_HEADERS)
+
+    async def healthy(_: Request) -> Response:
+        return PlainTextResponse("vllm-capacity is healthy.\n")
+
+    async def ready(_: Request) -> Response:
+        if any(_has_answered(target) for target in published().targets):
+            return PlainTextResponse("vllm-capacity is ready.\n")
+        return PlainTextResponse("Not ready: no target has answered yet.\n", 503)
+
+    return Starlette(
+        routes=[
+            Route(telemetry_path, metrics),
+            Route("/", landing),
+            Route("/-/healthy", healthy),
+            Route("/-/ready", ready),
+        ]
+    )
+
+
+def _has_answered(target: TargetAssessment) -> bool:
+    vllm = target.health.get("vllm")
+    return vllm is not None and vllm.last_success_timestamp_seconds is not None
