@@ -1,0 +1,122 @@
+"""``predict``: what a deployment's memory and KV cache ought to be, without running it."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+
+from vllm_capacity.commands.engine_flags import add_deployment_flags, deployment_facts
+from vllm_capacity.commands.predict_jsonl import answer_line
+from vllm_capacity.commands.predict_table import fits, render
+from vllm_capacity.errors import EngineArgsError, Fault, ModelConfigError
+from vllm_capacity.predict import (
+    Deployment,
+    Gpu,
+    ModelConfig,
+    VllmVersion,
+    gpu_named,
+)
+from vllm_capacity.units import Bytes
+
+_EPILOG = """\
+exit status: 0 the deployment fits, 1 it does not or is not described exactly, 2 wrongly asked.
+
+examples:
+  vllm-capacity predict --model-config ./Qwen3-8B --gpu H100 --max-model-len 32768
+  vllm-capacity predict --model-config ./config.json --gpu 85027979264 \\
+      --vllm-args 'vllm serve Qwen/Qwen3-8B -tp 2 --max-num-seqs 256 --kv-cache-dtype fp8'
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of ``predict``."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = _EPILOG
+    add_deployment_flags(parser)
+    group = parser.add_argument_group("surroundings that vLLM reads")
+    group.add_argument(
+        "--env",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="an environment variable of the vLLM process; may be repeated",
+    )
+    group.add_argument(
+        "--flashinfer",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="whether FlashInfer is installed there; default: as the release's image ships it",
+    )
+    parser.add_argument(
+        "--jsonl",
+        action="store_true",
+        help="read one JSON object a line on standard input, answer one a line",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Answer on standard output."""
+    if args.jsonl:
+        return _jsonl()
+    deployment = _deployment(args)
+    print(render(deployment))
+    return 0 if fits(deployment) else 1
+
+
+def _jsonl() -> int:
+    status = 0
+    for line in _lines():
+        answer = answer_line(line)
+        status = 1 if "error" in answer else status
+        print(json.dumps(answer, allow_nan=False), flush=True)
+    return status
+
+
+def _lines() -> Iterator[bytes]:
+    return (line for line in sys.stdin.buffer if line.strip())
+
+
+def _deployment(args: argparse.Namespace) -> Deployment:
+    facts = deployment_facts(args)
+    if facts.config is None:
+        fault = Fault("model-config", None, "is missing; give the model's config.json or folder")
+        raise ModelConfigError("flags", [fault])
+    return Deployment(
+        model=ModelConfig.from_dict(
+            facts.config, hf_quant_config=facts.hf_quant_config, source=facts.config_source
+        ),
+        engine_args=facts.given_args,
+        gpu=_gpu(args.gpu),
+        vllm_version=_version(args.vllm_version),
+        env=_environment(args.env),
+        flashinfer=args.flashinfer,
+    )
+
+
+def _gpu(text: str | None) -> Gpu | None:
+    if text is None:
+        return None
+    if text.isascii() and text.isdigit():
+        return Gpu(name="", compute_capability=None, total_memory_bytes=Bytes(int(text)))
+    gpu = gpu_named(text)
+    if gpu is None:
+        problem = "is not a GPU whose reported memory is known; give its bytes as CUDA reports them"
+        raise EngineArgsError("flags", [Fault("gpu", text, problem)])
+    return gpu
+
+
+def _version(text: str | None) -> VllmVersion | None:
+    if text is None:
+        return None
+    try:
+        return VllmVersion.parse(text)
+    except ValueError:
+        fault = Fault("vllm-version", text, "must look like 0.32.0")
+        raise EngineArgsError("flags", [fault]) from None
+
+
+def _environment(words: list[str]) -> dict[str, str]:
+    faults = [Fault("env", word, "must be KEY=VALUE") for word in words if "=" not in word]
+    if faults:
+        raise EngineArgsError("flags", faults)
+    return dict(word.split("=", 1) for word in words)

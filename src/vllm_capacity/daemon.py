@@ -1,0 +1,217 @@
+"""The composition root of ``serve``: sources, monitors, schedule, web server, and their end."""
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from urllib.parse import urlsplit
+
+import structlog
+import uvicorn
+from apscheduler.events import EVENT_JOB_ERROR, JobExecutionEvent
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+
+from vllm_capacity.compare.fleet import FleetAssessment
+from vllm_capacity.errors import Fault, SettingsError
+from vllm_capacity.export.collector import CapacityCollector
+from vllm_capacity.export.web import web_application
+from vllm_capacity.gpu_monitor import GpuMonitor
+from vllm_capacity.monitor import Monitor
+from vllm_capacity.settings import Settings, TargetSettings
+from vllm_capacity.sources.model_files import read_model_config
+from vllm_capacity.sources.nvml import Nvml
+from vllm_capacity.sources.vllm_http import VllmHttp, new_client
+
+log = structlog.get_logger()
+
+_CONFIG_SECONDS = 60.0
+_JITTER_SHARE = 0.1
+_BACKLOG = 128
+_SHUTDOWN_SECONDS = 3
+
+
+class Daemon:
+    """Everything that runs, from start to an orderly end.
+
+    Args:
+        settings: what to watch and where to serve.
+        revision: of the source, for ``build_info``.
+    """
+
+    def __init__(self, settings: Settings, *, revision: str = "unknown") -> None:
+        self._settings, self._revision = settings, revision
+        self._monitors: list[Monitor] = []
+        self._gpus: GpuMonitor | None = None
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT; then stop the schedule, finish, and close everything.
+
+        Raises:
+            SettingsError: an address cannot be listened on.
+        """
+        async with AsyncExitStack() as stack:
+            sockets = [_listening(address) for address in self._settings.web_listen_address]
+            for listening in sockets:
+                stack.callback(listening.close)
+            await self._set_up(stack)
+            scheduler = self._schedule()
+            stack.callback(scheduler.shutdown, wait=False)
+            scheduler.start()
+            for listening in sockets:
+                log.info("serving", address=_address(listening))
+            await self._serve(sockets)
+            log.info("stopping")
+
+    def published(self) -> FleetAssessment:
+        """What is known of everything, now."""
+        gpus = self._gpus
+        targets = [monitor.current() for monitor in self._monitors]
+        if gpus is not None:
+            targets = [replace(t, health={**t.health, "nvml": gpus.health}) for t in targets]
+        return FleetAssessment(targets=tuple(targets), gpus=() if gpus is None else gpus.readings)
+
+    async def _set_up(self, stack: AsyncExitStack) -> None:
+        settings = self._settings
+        client = await stack.enter_async_context(new_client(ca_file=settings.ca_file))
+        if settings.nvml:
+            self._gpus = GpuMonitor(Nvml())
+            stack.callback(self._gpus.close)
+        targets = settings.targets
+        if settings.simulate:
+            targets = (*targets, await _start_simulation(stack))
+        self._monitors = [
+            Monitor(
+                target.name or _host_and_port(target.url),
+                target,
+                engine=VllmHttp(
+                    target.url,
+                    client=client,
+                    timeout_seconds=settings.scrape_timeout,
+                    max_body_bytes=settings.max_page_size,
+                    bearer_token_file=target.bearer_token_file,
+                ),
+                read_config=read_model_config,
+                gpu=lambda: None if self._gpus is None else self._gpus.first_gpu(),
+                expiry_seconds=settings.expiry,
+            )
+            for target in targets
+        ]
+
+    def _schedule(self) -> AsyncIOScheduler:
+        interval = self._settings.scrape_interval
+        scheduler = AsyncIOScheduler(
+            job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None}
+        )
+        scheduler.add_listener(_log_crash, EVENT_JOB_ERROR)
+        if self._gpus is not None:
+            _every(scheduler, interval, self._gpus.collect)
+        for monitor in self._monitors:
+            _every(scheduler, interval, monitor.collect_engine)
+            _every(scheduler, _CONFIG_SECONDS, monitor.collect_config)
+        return scheduler
+
+    async def _serve(self, sockets: list[socket.socket]) -> None:
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(
+            CapacityCollector(
+                self.published, with_target=len(self._monitors) > 1, revision=self._revision
+            )
+        )
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        GCCollector(registry=registry)
+        server = _Server(
+            uvicorn.Config(
+                web_application(
+                    registry,
+                    self.published,
+                    telemetry_path=self._settings.web_telemetry_path,
+                ),
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                ws="none",
+                server_header=False,
+                timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
+            )
+        )
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, server.stop)
+        await server.serve(sockets=sockets)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handling, which would end the process before our own end."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    def stop(self) -> None:
+        """Finish what is being answered and return from ``serve``; twice: at once."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+
+async def _start_simulation(stack: AsyncExitStack) -> TargetSettings:
+    """Start the embedded engine; its clients are patient and share one system prompt."""
+    from vllm_capacity.predict import EngineArgs  # noqa: PLC0415 (only to simulate)
+    from vllm_capacity.simulate import (  # noqa: PLC0415
+        SIMULATED_ENGINE_ARGS,
+        SimulatedServer,
+        SimulationConfig,
+        Workload,
+    )
+
+    server = SimulatedServer(SimulationConfig(), Workload(hang_up_share=0.0, num_shared_prefixes=1))
+    stack.push_async_callback(server.stop)
+    url = await server.start()
+    log.info("simulated engine started", url=url)
+    return TargetSettings(url=url, engine_args=EngineArgs.from_mapping(SIMULATED_ENGINE_ARGS))
+
+
+def _every(scheduler: AsyncIOScheduler, seconds: float, job: Callable[[], object]) -> None:
+    scheduler.add_job(
+        job,
+        "interval",
+        seconds=seconds,
+        jitter=seconds * _JITTER_SHARE,
+        next_run_time=datetime.now(UTC),
+    )
+
+
+def _log_crash(event: JobExecutionEvent) -> None:
+    """A job's own failure is a fault of ours; it is said, and the next run goes on."""
+    log.error("collection crashed", error=repr(event.exception), traceback=str(event.traceback))
+
+
+def _host_and_port(url: str) -> str:
+    parts = urlsplit(url if "//" in url else f"//{url}")
+    return parts.netloc.rpartition("@")[2] or url
+
+
+def _listening(address: str) -> socket.socket:
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    family = socket.AF_INET6 if ":" in host or (not host and socket.has_ipv6) else socket.AF_INET
+    try:
+        return socket.create_server(
+            (host, int(port)),
+            family=family,
+            backlog=_BACKLOG,
+            dualstack_ipv6=family == socket.AF_INET6 and not host and socket.has_dualstack_ipv6(),
+        )
+    except OSError as error:
+        problem = f"cannot be listened on: {error.strerror or error}"
+        raise SettingsError("settings", [Fault("web.listen-address", address, problem)]) from None
+
+
+def _address(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    shown = "localhost" if host in {"::", "0.0.0.0"} else host  # noqa: S104 (compared, not bound)
+    return f"http://[{shown}]:{port}/" if ":" in shown else f"http://{shown}:{port}/"

@@ -1,0 +1,155 @@
+"""What an engine was started with, from every source that says so, and the prediction for it.
+
+Only declared arguments are read of what the engine exports, never what it measured:
+a prediction that read the measurement would grade its own exam.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from vllm_capacity.compare.fleet import PredictionStatus
+from vllm_capacity.compare.headroom import Limits
+from vllm_capacity.errors import EngineArgsError, ModelConfigError
+from vllm_capacity.observe.gpu_reading import GpuReading
+from vllm_capacity.predict import (
+    Deployment,
+    EngineArgs,
+    Gpu,
+    ModelConfig,
+    VllmVersion,
+    gpu_named,
+    predict,
+)
+from vllm_capacity.units import Bytes
+
+_LIMITS = ("max_model_len", "max_num_seqs", "max_num_batched_tokens")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeploymentFacts:
+    """Everything that describes one deployment, as found.
+
+    Attributes:
+        config: the model's config.json; None if not at hand.
+        hf_quant_config: hf_quant_config.json beside it, if there.
+        config_problem: why there is no config, in one sentence.
+        config_source: where it was read, for messages.
+        given_args: arguments given to us by flag or file.
+        cache_config: labels of ``vllm:cache_config_info``.
+        max_model_len: as ``/v1/models`` says.
+        vllm_version: as given, or as ``/version`` says.
+        gpu: as given: a name, or bytes.
+        nvml_gpu: the host's first GPU, by NVML.
+    """
+
+    config: Mapping[str, Any] | None = None
+    hf_quant_config: Mapping[str, Any] | None = None
+    config_problem: str = "no config.json: give --model-config"
+    config_source: str = "config.json"
+    given_args: EngineArgs
+    cache_config: Mapping[str, str] = field(default_factory=dict)
+    max_model_len: int | None = None
+    vllm_version: str | None = None
+    gpu: str | None = None
+    nvml_gpu: Gpu | None = None
+
+    def with_labels(self, cache_config: Mapping[str, str]) -> "DeploymentFacts":
+        """These facts and what an engine's ``cache_config_info`` declares."""
+        return replace(self, cache_config=cache_config)
+
+
+def predict_deployment(facts: DeploymentFacts) -> PredictionStatus:
+    """The prediction for a deployment, or why there is none."""
+    if facts.config is None:
+        return PredictionStatus(prediction=None, reason="no_config", message=facts.config_problem)
+    try:
+        model = ModelConfig.from_dict(
+            facts.config, hf_quant_config=facts.hf_quant_config, source=facts.config_source
+        )
+        engine_args = _engine_args(facts)
+    except ModelConfigError as error:
+        return PredictionStatus(prediction=None, reason="bad_config", message=str(error))
+    except EngineArgsError as error:
+        return PredictionStatus(prediction=None, reason="bad_arguments", message=str(error))
+    prediction = predict(
+        Deployment(
+            model=model,
+            engine_args=engine_args,
+            gpu=_gpu(facts),
+            vllm_version=_version(facts.vllm_version),
+        )
+    )
+    return PredictionStatus(prediction=prediction, **_verdict(prediction))
+
+
+def _verdict(prediction: Any) -> dict[str, str]:
+    if not prediction.supported:
+        return {"reason": "unsupported", "message": prediction.reason or "not supported"}
+    if not prediction.plans:
+        message = "the cache's size is unknown: give --gpu, or run where NVML sees the GPU"
+        return {"reason": "no_memory", "message": message}
+    plan = prediction.plans[0]
+    if plan.error is not None:
+        return {"reason": "does_not_fit", "message": plan.error}
+    if plan.origin == "num_gpu_blocks_override":
+        message = "blocks were set by --num-gpu-blocks-override; tokens and concurrency follow"
+        return {"reason": "override", "message": message}
+    return {"reason": "ok", "message": f"planned from the {plan.origin}"}
+
+
+def limits_of(facts: DeploymentFacts, status: PredictionStatus) -> Limits:
+    """Limits of the engine: as given, else as its API says, else as vLLM would choose."""
+    given = {name: getattr(facts.given_args, name, None) for name in _LIMITS}
+    served = {"max_model_len": facts.max_model_len}
+    resolved = None if status.prediction is None else status.prediction.resolved
+    values: dict[str, int | None] = {}
+    origins: dict[str, str] = {}
+    for name in _LIMITS:
+        for origin, value in (
+            ("api", served.get(name)),
+            ("flag", given[name]),
+            ("predicted", getattr(resolved, name, None)),
+        ):
+            if value is not None and value > 0:
+                values[name], origins[name] = value, origin
+                break
+    return Limits(**values, origins=origins)
+
+
+def _engine_args(facts: DeploymentFacts) -> EngineArgs:
+    declared = EngineArgs.declared_in_cache_config(facts.cache_config)
+    if facts.max_model_len is not None:
+        served = EngineArgs.from_mapping({"max_model_len": facts.max_model_len})
+        declared = served.merged_over(declared)
+    return facts.given_args.merged_over(declared)
+
+
+def gpu_of_reading(reading: GpuReading) -> Gpu | None:
+    """The GPU that NVML read, as the predictor wants it; None if its memory is unknown."""
+    if reading.total_bytes is None:
+        return None
+    capability = reading.compute_capability
+    return Gpu(
+        name=reading.name,
+        compute_capability=None if capability is None else f"{capability[0]}.{capability[1]}",
+        # CUDA reports what the driver leaves.
+        total_memory_bytes=Bytes(reading.total_bytes - (reading.reserved_bytes or 0)),
+    )
+
+
+def _gpu(facts: DeploymentFacts) -> Gpu | None:
+    if facts.gpu is None:
+        return facts.nvml_gpu
+    if facts.gpu.isdecimal():
+        return Gpu(name="", compute_capability=None, total_memory_bytes=Bytes(int(facts.gpu)))
+    return gpu_named(facts.gpu)
+
+
+def _version(text: str | None) -> VllmVersion | None:
+    if text is None:
+        return None
+    try:
+        return VllmVersion.parse(text)
+    except ValueError:
+        return None

@@ -1,0 +1,66 @@
+"""This host's GPUs: read in the background, published as one immutable value."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import structlog
+
+from vllm_capacity.compare.fleet import SourceHealth
+from vllm_capacity.deployment import gpu_of_reading
+from vllm_capacity.errors import SourceError
+from vllm_capacity.observe.gpu_reading import GpuReading
+from vllm_capacity.predict import Gpu
+
+log = structlog.get_logger()
+
+
+class GpuSource(Protocol):
+    """What reads GPUs; ``sources.nvml.Nvml`` is one."""
+
+    faults: tuple[str, ...]
+
+    def read(self) -> tuple[GpuReading, ...]: ...  # noqa: D102
+    def close(self) -> None: ...  # noqa: D102
+
+
+class GpuMonitor:
+    """Reads every GPU of this host; no driver is a state with a name, not an error."""
+
+    def __init__(self, source: GpuSource, wall: Callable[[], float] = time.time) -> None:
+        self._source, self._wall = source, wall
+        self.readings: tuple[GpuReading, ...] = ()
+        self.health = SourceHealth()
+        self._faults: tuple[str, ...] = ()
+
+    def first_gpu(self) -> Gpu | None:
+        """The first GPU as the predictor wants it."""
+        return gpu_of_reading(self.readings[0]) if self.readings else None
+
+    async def collect(self) -> None:
+        """One reading of all GPUs; a driver call can hang, so it is made in a thread."""
+        started = time.monotonic()
+        try:
+            self.readings = await asyncio.to_thread(self._source.read)
+        except SourceError as error:
+            self._fail(error, time.monotonic() - started)
+        else:
+            self.health = self.health.succeeded(at=self._wall(), seconds=time.monotonic() - started)
+
+    def close(self) -> None:
+        """Let go of the driver."""
+        self._source.close()
+
+    def _tell_faults(self) -> None:
+        """One line when GPUs drop out of the reading or come back."""
+        if self._source.faults != self._faults:
+            self._faults = self._source.faults
+            log.warning("GPUs left out", source="nvml", faults=list(self._faults))
+
+    def _fail(self, error: SourceError, seconds: float) -> None:
+        if self.health.last_error != str(error):
+            write = log.info if error.reason == "absent" else log.warning
+            write("no GPU readings", source="nvml", reason=error.reason, error=str(error))
+        self.readings = ()
+        self.health = self.health.failed(reason=error.reason, message=str(error), seconds=seconds)

@@ -1,0 +1,37 @@
+"""Logs of the daemon: structlog to standard error, for people or as JSON lines."""
+
+import logging
+import sys
+
+import structlog
+
+_LEVELS = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+}
+
+
+def configure_logs(level: str, form: str) -> None:
+    """Set the least level and the form, "console" or "json", of every line."""
+    # The scheduler reports each crash to our own listener; its warnings repeat slow targets.
+    logging.getLogger("apscheduler").disabled = True
+    logging.getLogger("apscheduler.scheduler").disabled = True
+    logging.getLogger("apscheduler.executors.default").disabled = True
+    renderer: structlog.typing.Processor = (
+        structlog.processors.JSONRenderer()
+        if form == "json"
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
+        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )

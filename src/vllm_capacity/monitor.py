@@ -1,0 +1,240 @@
+"""One target: fetch → observe → compare → publish, and how each of that went."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Protocol, TypeVar
+
+import structlog
+
+from vllm_capacity.compare.assessment import EngineAssessment, EngineAssessor
+from vllm_capacity.compare.fleet import PredictionStatus, SourceHealth, TargetAssessment
+from vllm_capacity.compare.headroom import Limits
+from vllm_capacity.deployment import DeploymentFacts, limits_of, predict_deployment
+from vllm_capacity.errors import ExpositionError, SourceError
+from vllm_capacity.observe.engine_snapshot import PageSnapshot, snapshots_of_page
+from vllm_capacity.observe.exposition import ExpositionParser
+from vllm_capacity.observe.metric_names import WANTED_NAMES
+from vllm_capacity.predict import Gpu
+from vllm_capacity.settings import TargetSettings
+from vllm_capacity.sources.model_files import ModelFiles
+from vllm_capacity.sources.vllm_http import ServedModel
+from vllm_capacity.units import Bytes
+
+T = TypeVar("T")
+_IDENTITY_SECONDS = 60.0
+
+log = structlog.get_logger()
+
+
+class EngineSource(Protocol):
+    """What a monitor asks of a vLLM server; ``sources.vllm_http.VllmHttp`` is one."""
+
+    url: str
+
+    async def metrics(self) -> bytes: ...  # noqa: D102
+    async def models(self) -> tuple[ServedModel, ...]: ...  # noqa: D102
+    async def version(self) -> str | None: ...  # noqa: D102
+
+
+class Pipeline:
+    """Pages of one target in, assessments of its engines out; for daemon and ``replay`` alike."""
+
+    def __init__(self) -> None:
+        self._parser = ExpositionParser(WANTED_NAMES)
+        self._assessors: dict[str, EngineAssessor] = {}
+        self._facts: DeploymentFacts | None = None
+        self._prediction: tuple[PredictionStatus, Limits] | None = None
+
+    def read(self, page: bytes, *, taken_at_seconds: float) -> PageSnapshot:
+        """Parse a page.
+
+        Raises:
+            ExpositionError: it is none, or it is one without any metric of vLLM.
+        """
+        samples = self._parser.parse(page)
+        snapshot = snapshots_of_page(samples, taken_at_seconds=taken_at_seconds)
+        if not snapshot.engines:
+            raise ExpositionError(
+                "a metrics page without a single vLLM metric: not vLLM, or --disable-log-stats"
+            )
+        return snapshot
+
+    def assess(self, page: PageSnapshot, facts: DeploymentFacts) -> tuple[EngineAssessment, ...]:
+        """Assess every engine of a page against what is known of its deployment."""
+        status, limits = self.predicted(facts)
+        assessors = self._assessors
+        self._assessors = {
+            e.engine: assessors.get(e.engine) or EngineAssessor() for e in page.engines
+        }
+        return tuple(
+            self._assessors[snapshot.engine].assess(snapshot, status.prediction, limits)
+            for snapshot in page.engines
+        )
+
+    def predicted(self, facts: DeploymentFacts) -> tuple[PredictionStatus, Limits]:
+        """The prediction for these facts, made anew only when one of them has changed."""
+        if self._prediction is None or facts != self._facts:
+            status = predict_deployment(facts)
+            self._facts, self._prediction = facts, (status, limits_of(facts, status))
+        return self._prediction
+
+
+class Monitor:
+    """Watches one target and publishes one immutable value about it.
+
+    Args:
+        name: of the target, for its label and the log.
+        settings: what is known of it beforehand.
+        engine: where its pages come from.
+        read_config: reads a config.json; may block, so it is called in a thread.
+        gpu: gives the host's first GPU, if any.
+        expiry_seconds: age at which the last values are withdrawn.
+        monotonic, wall: clocks.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        settings: TargetSettings,
+        *,
+        engine: EngineSource,
+        read_config: Callable[[str], ModelFiles],
+        gpu: Callable[[], Gpu | None] = lambda: None,
+        expiry_seconds: float = 30.0,
+        monotonic: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self.name = name
+        self._settings, self._engine = settings, engine
+        self._read_config, self._gpu = read_config, gpu
+        self._expiry_seconds = expiry_seconds
+        self._monotonic, self._wall = monotonic, wall
+        self._pipeline = Pipeline()
+        self._facts = DeploymentFacts(
+            given_args=settings.engine_args, gpu=settings.gpu, vllm_version=settings.vllm_version
+        )
+        self._health: dict[str, SourceHealth] = {"vllm": SourceHealth()}
+        self._model_root: str | None = None
+        self._identified_at: float | None = None
+        self._taken_at: float | None = None
+        self._published = TargetAssessment(
+            target=name,
+            url=engine.url,
+            prediction=self._pipeline.predicted(self._facts)[0],
+            health=dict(self._health),
+        )
+
+    def current(self) -> TargetAssessment:
+        """The value published last, without engines once it is too old."""
+        published = self._published
+        if self._taken_at is None or self._monotonic() - self._taken_at <= self._expiry_seconds:
+            return published
+        return replace(published, engines=(), metric_present={}, response_bytes=None)
+
+    async def collect_engine(self) -> None:
+        """One collection from the target; never raises for anything the target does."""
+        await self._attempt("vllm", self._collect_page)
+        self._publish()
+
+    async def collect_config(self) -> None:
+        """Read the model's config.json, if there is a place to read it from."""
+        where = self._settings.model_config or self._model_root
+        if where is None:
+            return
+        files = await self._attempt("config", lambda: asyncio.to_thread(self._read_config, where))
+        self._adopt(files)
+        self._publish()
+
+    async def _collect_page(self) -> None:
+        page = await self._engine.metrics()
+        taken_at = self._monotonic()
+        snapshot = self._pipeline.read(page, taken_at_seconds=taken_at)
+        if self._identified_at is None or taken_at - self._identified_at >= _IDENTITY_SECONDS:
+            await self._identify(taken_at)
+        self._facts = replace(
+            self._facts, cache_config=snapshot.engines[0].cache_config, nvml_gpu=self._gpu()
+        )
+        engines = self._pipeline.assess(snapshot, self._facts)
+        for restarted in (a for a in engines if a.ledger.restarted):
+            self._identified_at = None
+            log.info("engine restarted", target=self.name, engine=restarted.snapshot.engine)
+        self._taken_at = taken_at
+        self._published = replace(
+            self._published,
+            engines=engines,
+            metric_present=snapshot.metric_present,
+            response_bytes=Bytes(len(page)),
+        )
+
+    async def _identify(self, now: float) -> None:
+        """Ask what is served; what does not answer stays unknown and harms nothing else."""
+        self._identified_at = now
+        try:
+            models = await self._engine.models()
+            version = await self._engine.version()
+        except SourceError as error:
+            log.debug("the target does not say what it serves", target=self.name, error=str(error))
+            return
+        known_root = self._model_root
+        if models:
+            self._model_root = models[0].root
+            self._facts = replace(self._facts, max_model_len=models[0].max_model_len)
+        if self._settings.vllm_version is None:
+            self._facts = replace(self._facts, vllm_version=version)
+        self._published = replace(self._published, vllm_version=version)
+        if "config" not in self._health or self._model_root != known_root:
+            await self.collect_config()
+
+    def _adopt(self, files: ModelFiles | None) -> None:
+        if files is None:
+            problem = self._health["config"].last_error or "no config.json"
+            self._facts = replace(self._facts, config_problem=problem)
+            return
+        self._facts = replace(
+            self._facts,
+            config=files.config,
+            hf_quant_config=files.hf_quant_config,
+            config_source=files.path,
+        )
+
+    async def _attempt(self, source: str, work: Callable[[], Awaitable[T]]) -> T | None:
+        """Do one collection; its outcome becomes the source's health, a change of it a log line."""
+        before = self._health.get(source, SourceHealth())
+        started = self._monotonic()
+        try:
+            result = await work()
+        except (SourceError, ExpositionError) as error:
+            reason = error.reason if isinstance(error, SourceError) else "parse"
+            self._fail(source, before, reason, str(error), self._monotonic() - started)
+            return None
+        except Exception as error:  # a fault of ours; the daemon lives on and says so
+            message = f"internal error, please report it: {error!r}"
+            if before.last_error != message:
+                log.exception("collection crashed", target=self.name, source=source)
+            self._fail(source, before, "internal", message, self._monotonic() - started)
+            return None
+        self._health[source] = before.succeeded(
+            at=self._wall(), seconds=self._monotonic() - started
+        )
+        if before.up is not True:
+            log.info("source is up", target=self.name, source=source)
+        return result
+
+    def _fail(
+        self, source: str, before: SourceHealth, reason: str, message: str, seconds: float
+    ) -> None:
+        self._health[source] = before.failed(reason=reason, message=message, seconds=seconds)
+        if before.up is not False or before.last_error != message:
+            log.warning(
+                "source failed", target=self.name, source=source, reason=reason, error=message
+            )
+        if source == "vllm" and reason == "connect":  # nobody listens: nothing it said holds
+            self._published = replace(
+                self._published, engines=(), metric_present={}, response_bytes=None
+            )
+
+    def _publish(self) -> None:
+        status, _ = self._pipeline.predicted(self._facts)
+        self._published = replace(self._published, prediction=status, health=dict(self._health))

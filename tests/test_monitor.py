@@ -1,0 +1,241 @@
+"""One target over time: what is published when it answers, fails, restarts and comes back."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from vllm_capacity.errors import SourceError
+from vllm_capacity.monitor import Monitor
+from vllm_capacity.settings import TargetSettings
+from vllm_capacity.sources.model_files import ModelFiles, read_model_config
+from vllm_capacity.sources.vllm_http import ServedModel
+
+T = TypeVar("T")
+PAGE = (Path(__file__).parent / "data" / "vllm-0.32-metrics.txt").read_bytes()
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 768,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 4,
+    "head_dim": 64,
+    "vocab_size": 4096,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-6,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+    "dtype": "bfloat16",
+}
+
+
+class FakeEngine:
+    """A server whose answers a test sets; an exception is raised instead of answered."""
+
+    url = "http://engine:8000"
+
+    def __init__(self) -> None:
+        self.page: bytes | Exception = PAGE
+        self.served: tuple[ServedModel, ...] | Exception = ()
+        self.asked = 0
+
+    async def metrics(self) -> bytes:
+        return _answer(self.page)
+
+    async def models(self) -> tuple[ServedModel, ...]:
+        self.asked += 1
+        return _answer(self.served)
+
+    async def version(self) -> str | None:
+        return "0.32.0"
+
+
+def _answer(answer: T | Exception) -> T:
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Watched:
+    """A monitor over a fake engine, with a clock that the test moves."""
+
+    def __init__(self, **settings: str) -> None:
+        self.engine, self.clock = FakeEngine(), Clock()
+        self.monitor = Monitor(
+            "engine:8000",
+            TargetSettings(url=self.engine.url, **settings),  # type: ignore[arg-type]
+            engine=self.engine,
+            read_config=read_model_config,
+            expiry_seconds=30.0,
+            monotonic=self.clock,
+            wall=self.clock,
+        )
+
+    def collect(self, after_seconds: float = 5.0) -> None:
+        self.clock.now += after_seconds
+        asyncio.run(self.monitor.collect_engine())
+
+
+def test_a_collection_publishes_engines_and_health() -> None:
+    watched = Watched()
+    assert watched.monitor.current().engines == ()
+    watched.collect()
+    current = watched.monitor.current()
+    assert [a.snapshot.used_blocks for a in current.engines] == [13]
+    assert current.health["vllm"].up is True
+    assert current.health["vllm"].last_success_timestamp_seconds == watched.clock.now
+    assert current.vllm_version == "0.32.0"
+    assert current.response_bytes == len(PAGE)
+
+
+def test_when_nobody_listens_any_more_the_engines_disappear_at_once() -> None:
+    watched = Watched()
+    watched.collect()
+    watched.engine.page = SourceError("connect", "cannot connect: refused")
+    watched.collect()
+    current = watched.monitor.current()
+    assert current.engines == ()
+    assert current.health["vllm"].up is False
+    assert current.health["vllm"].failures == {"connect": 1}
+
+
+def test_after_a_slow_answer_the_last_values_stay_until_they_are_too_old() -> None:
+    watched = Watched()
+    watched.collect()
+    watched.engine.page = SourceError("timeout", "no answer within 10 s")
+    watched.collect()
+    assert watched.monitor.current().engines
+    watched.collect(after_seconds=26.0)
+    current = watched.monitor.current()
+    assert current.engines == ()
+    assert current.metric_present == {}
+    assert current.health["vllm"].failures == {"timeout": 2}
+
+
+def test_a_hung_collection_lets_the_values_expire_too() -> None:
+    watched = Watched()
+    watched.collect()
+    watched.clock.now += 31.0
+    assert watched.monitor.current().engines == ()
+
+
+@pytest.mark.parametrize(
+    ("page", "problem"),
+    [
+        (b"<html>", "was cut"),
+        (b"", "without a single vLLM metric"),
+        (b"process_start_time_seconds 1\n", "without a single vLLM metric"),
+        (PAGE[:-10], "was cut"),
+        (PAGE + b"vllm:num_requests_running{ 1\n", "labels that cannot be read"),
+    ],
+)
+def test_a_page_that_is_none_fails_with_a_reason_and_the_next_one_works(
+    page: bytes, problem: str
+) -> None:
+    watched = Watched()
+    watched.engine.page = page
+    watched.collect()
+    health = watched.monitor.current().health["vllm"]
+    assert health.failures == {"parse": 1}
+    assert health.last_error is not None
+    assert problem in health.last_error
+    watched.engine.page = PAGE
+    watched.collect()
+    assert watched.monitor.current().engines
+
+
+def test_a_fault_of_our_own_is_survived_and_named() -> None:
+    watched = Watched()
+    watched.engine.page = ZeroDivisionError("ours")
+    watched.collect()
+    health = watched.monitor.current().health["vllm"]
+    assert health.failures == {"internal": 1}
+    assert "please report it" in str(health.last_error)
+    watched.engine.page = PAGE
+    watched.collect()
+    assert watched.monitor.current().engines
+
+
+def test_a_server_that_does_not_say_what_it_serves_is_watched_all_the_same() -> None:
+    watched = Watched()
+    watched.engine.served = SourceError("http", "401")
+    watched.collect()
+    current = watched.monitor.current()
+    assert current.engines
+    assert current.health["vllm"].up is True
+    assert current.prediction.reason == "no_config"
+
+
+def test_identity_is_asked_for_once_a_minute_not_at_every_collection() -> None:
+    watched = Watched()
+    for _ in range(11):
+        watched.collect(after_seconds=5.0)
+    assert watched.engine.asked == 1
+    watched.collect(after_seconds=10.0)
+    assert watched.engine.asked == 2
+
+
+def test_a_restart_is_counted_and_the_identity_asked_for_anew() -> None:
+    watched = Watched()
+    watched.collect()
+    started = PAGE.split(b"process_start_time_seconds ")[-1].split(b"\n")[0]
+    watched.engine.page = PAGE.replace(started, b"1.8e+09")
+    watched.collect()
+    assert [a.restarts for a in watched.monitor.current().engines] == [1]
+    watched.collect()
+    assert watched.engine.asked == 2
+
+
+def test_the_config_is_read_where_the_server_says_that_the_model_is(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    watched = Watched()
+    watched.engine.served = (ServedModel(id="m", root=str(tmp_path), max_model_len=2048),)
+    watched.collect()
+    current = watched.monitor.current()
+    assert current.health["config"].up is True
+    assert current.prediction.reason == "override"
+    [engine] = current.engines
+    assert engine.predicted.blocks == 349
+    assert engine.predicted.tokens == engine.reported.tokens == 11200
+    assert engine.predicted.full_length_concurrency == engine.reported.full_length_concurrency
+
+
+def test_a_config_that_is_wrong_is_named_and_nothing_else_is_lost(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA | {"num_hidden_layers": "many"}))
+    watched = Watched(model_config=str(tmp_path))
+    watched.collect()
+    asyncio.run(watched.monitor.collect_config())
+    current = watched.monitor.current()
+    assert current.prediction.reason == "bad_config"
+    assert "num_hidden_layers" in current.prediction.message
+    assert current.engines
+
+
+def test_a_config_that_is_missing_is_a_state_with_a_name(tmp_path: Path) -> None:
+    watched = Watched(model_config=str(tmp_path / "nowhere"))
+    watched.collect()
+    asyncio.run(watched.monitor.collect_config())
+    current = watched.monitor.current()
+    assert current.health["config"].failures == {"absent": 2}
+    assert current.prediction.reason == "no_config"
+    assert "nowhere" in current.prediction.message
+
+
+def test_the_prediction_is_made_anew_only_when_a_fact_changes() -> None:
+    watched = Watched()
+    watched.monitor._adopt(ModelFiles(config=LLAMA, hf_quant_config=None, path="config.json"))
+    watched.collect()
+    first = watched.monitor.current().prediction
+    watched.collect()
+    assert watched.monitor.current().prediction is first
