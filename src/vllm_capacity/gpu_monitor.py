@@ -15,6 +15,8 @@ from vllm_capacity.predict import Gpu
 
 log = structlog.get_logger()
 
+_RETRY_ABSENT_SECONDS = 60.0
+
 
 class GpuSource(Protocol):
     """What reads GPUs; ``sources.nvml.Nvml`` is one."""
@@ -33,6 +35,7 @@ class GpuMonitor:
         self.readings: tuple[GpuReading, ...] = ()
         self.health = SourceHealth()
         self._faults: tuple[str, ...] = ()
+        self._retry_at = 0.0
 
     def first_gpu(self) -> Gpu | None:
         """The first GPU as the predictor wants it."""
@@ -41,6 +44,8 @@ class GpuMonitor:
     async def collect(self) -> None:
         """One reading of all GPUs; a driver call can hang, so it is made in a thread."""
         started = time.monotonic()
+        if self.health.last_reason == "absent" and started < self._retry_at:
+            return  # a driver does not come every few seconds
         try:
             self.readings = await asyncio.to_thread(self._source.read)
         except SourceError as error:
@@ -63,4 +68,5 @@ class GpuMonitor:
             write = log.info if error.reason == "absent" else log.warning
             write("no GPU readings", source="nvml", reason=error.reason, error=str(error))
         self.readings = ()
+        self._retry_at = time.monotonic() + _RETRY_ABSENT_SECONDS
         self.health = self.health.failed(reason=error.reason, message=str(error), seconds=seconds)

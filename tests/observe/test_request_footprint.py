@@ -95,6 +95,13 @@ def test_the_preempted_share_counts_preemptions_for_each_request_that_began() ->
     assert reading.preempted_requests_ratio == pytest.approx(0.05)
 
 
+def test_in_a_thrash_in_which_nobody_begins_every_preemption_counts() -> None:
+    history = RecentHistory()
+    history.record(snapshot(0.0, preemptions=5.0, first_tokens=100.0))
+    reading = history.record(snapshot(60.0, preemptions=9.0, first_tokens=100.0))
+    assert reading.preempted_requests_ratio == 4.0
+
+
 def test_without_new_requests_there_is_no_share() -> None:
     history = RecentHistory()
     reading = history.record(snapshot(0.0, preemptions=5.0, first_tokens=100.0))

@@ -17,7 +17,7 @@ class RecentReading:
         usage_peak_ratio: largest share of the pool in use, by window ("1m", "5m"); a window
             appears once it has a sample.
         preempted_requests_ratio: preemptions for each request that received its first token in the
-            last five minutes; None where nobody did or vLLM does not say.
+            last five minutes; None where neither happened or vLLM does not say.
     """
 
     usage_peak_ratio: dict[str, float]
@@ -62,7 +62,10 @@ def _preempted_ratio(then: EngineSnapshot, now: EngineSnapshot) -> float | None:
         or now.preemptions is None
         or then.first_tokens is None
         or now.first_tokens is None
-        or now.first_tokens <= then.first_tokens
     ):
         return None
-    return (now.preemptions - then.preemptions) / (now.first_tokens - then.first_tokens)
+    preempted, begun = now.preemptions - then.preemptions, now.first_tokens - then.first_tokens
+    if begun <= 0 and preempted <= 0:
+        return None
+    # In a thrash nobody may begin: that is the worst share, not an unknown one.
+    return preempted / max(1.0, begun)
