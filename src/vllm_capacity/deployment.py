@@ -17,6 +17,7 @@ from vllm_capacity.predict import (
     EngineArgs,
     Gpu,
     ModelConfig,
+    Prediction,
     VllmVersion,
     gpu_named,
     predict,
@@ -67,23 +68,22 @@ def predict_deployment(facts: DeploymentFacts) -> PredictionStatus:
         model = ModelConfig.from_dict(
             facts.config, hf_quant_config=facts.hf_quant_config, source=facts.config_source
         )
-        engine_args = _engine_args(facts)
+        prediction = predict(
+            Deployment(
+                model=model,
+                engine_args=_engine_args(facts),
+                gpu=_gpu(facts),
+                vllm_version=_version(facts.vllm_version),
+            )
+        )
     except ModelConfigError as error:
         return PredictionStatus(prediction=None, reason="bad_config", message=str(error))
     except EngineArgsError as error:
         return PredictionStatus(prediction=None, reason="bad_arguments", message=str(error))
-    prediction = predict(
-        Deployment(
-            model=model,
-            engine_args=engine_args,
-            gpu=_gpu(facts),
-            vllm_version=_version(facts.vllm_version),
-        )
-    )
     return PredictionStatus(prediction=prediction, **_verdict(prediction))
 
 
-def _verdict(prediction: Any) -> dict[str, str]:
+def _verdict(prediction: Prediction) -> dict[str, str]:
     if not prediction.supported:
         return {"reason": "unsupported", "message": prediction.reason or "not supported"}
     if not prediction.plans:

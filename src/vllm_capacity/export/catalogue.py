@@ -70,7 +70,6 @@ def _engine_by(
     help_text: str,
     label: str,
     read: Callable[[EngineAssessment], Mapping[str, float | None]],
-    kind: Kind = "gauge",
 ) -> Metric:
     return Metric(
         PREFIX + name,
@@ -78,7 +77,6 @@ def _engine_by(
         (label,),
         "engine",
         lambda a: {(value,): number for value, number in read(a).items()},
-        kind,
     )
 
 
