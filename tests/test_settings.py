@@ -131,6 +131,18 @@ def test_every_fault_is_told_at_once() -> None:
     } <= set(keys)
 
 
+def test_what_a_kubernetes_service_of_our_name_puts_there_is_no_setting_of_ours() -> None:
+    environment = {
+        "VLLM_CAPACITY_SERVICE_HOST": "10.0.0.7",
+        "VLLM_CAPACITY_SERVICE_PORT": "8935",
+        "VLLM_CAPACITY_SERVICE_PORT_METRICS": "8935",
+        "VLLM_CAPACITY_PORT": "tcp://10.0.0.7:8935",
+        "VLLM_CAPACITY_PORT_8935_TCP": "tcp://10.0.0.7:8935",
+        "VLLM_CAPACITY_PORT_8935_TCP_ADDR": "10.0.0.7",
+    }
+    assert resolved(TARGET, environment).scrape_interval == 5.0
+
+
 def test_a_target_given_twice_is_a_fault() -> None:
     assert faults({"target": ["http://a:1", "http://a:1"]}) == ["target"]
 

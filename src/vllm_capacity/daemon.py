@@ -22,13 +22,14 @@ from vllm_capacity.export.web import web_application
 from vllm_capacity.gpu_monitor import GpuMonitor
 from vllm_capacity.monitor import Monitor
 from vllm_capacity.settings import Settings, TargetSettings
-from vllm_capacity.sources.model_files import read_model_config
+from vllm_capacity.sources.model_files import ModelFiles, read_model_config
 from vllm_capacity.sources.nvml import Nvml
 from vllm_capacity.sources.vllm_http import VllmHttp, new_client
 
 log = structlog.get_logger()
 
 _CONFIG_SECONDS = 60.0
+_SIMULATED = "the simulated engine's config.json"
 _JITTER_SHARE = 0.1
 _BACKLOG = 128
 _SHUTDOWN_SECONDS = 3
@@ -94,7 +95,7 @@ class Daemon:
                     max_body_bytes=settings.max_page_size,
                     bearer_token_file=target.bearer_token_file,
                 ),
-                read_config=read_model_config,
+                read_config=_read_config,
                 gpu=lambda: None if self._gpus is None else self._gpus.first_gpu(),
                 expiry_seconds=settings.expiry,
             )
@@ -172,7 +173,20 @@ async def _start_simulation(stack: AsyncExitStack) -> TargetSettings:
     stack.push_async_callback(server.stop)
     url = await server.start()
     log.info("simulated engine started", url=url)
-    return TargetSettings(url=url, engine_args=EngineArgs.from_mapping(SIMULATED_ENGINE_ARGS))
+    return TargetSettings(
+        url=url,
+        model_config=_SIMULATED,
+        engine_args=EngineArgs.from_mapping(SIMULATED_ENGINE_ARGS),
+    )
+
+
+def _read_config(where: str) -> ModelFiles:
+    """A model's config; the simulated one's from memory, since nothing need be writable."""
+    if where != _SIMULATED:
+        return read_model_config(where)
+    from vllm_capacity.simulate import SIMULATED_MODEL_CONFIG  # noqa: PLC0415 (only to simulate)
+
+    return ModelFiles(config=dict(SIMULATED_MODEL_CONFIG), hf_quant_config=None, path=where)
 
 
 def _every(scheduler: AsyncIOScheduler, seconds: float, job: Callable[[], object]) -> None:

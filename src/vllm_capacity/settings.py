@@ -352,12 +352,20 @@ def resolve_settings(
     )
 
 
+# A Kubernetes Service named vllm-capacity puts its address into every container's environment.
+_KUBERNETES = re.compile(
+    rf"{ENVIRONMENT_PREFIX}(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT|PORT_\d+_(TCP|UDP)(_\w+)?)"
+)
+
+
 def _unknown_variables(environment: Mapping[str, str]) -> list[Fault]:
     known = {setting.variable for setting in SETTINGS} | {ENVIRONMENT_PREFIX + "CONFIG_FILE"}
     return [
         Fault(name, value, "is no setting; see vllm-capacity serve --help")
         for name, value in environment.items()
-        if name.startswith(ENVIRONMENT_PREFIX) and name not in known
+        if name.startswith(ENVIRONMENT_PREFIX)
+        and name not in known
+        and not _KUBERNETES.fullmatch(name)
     ]
 
 

@@ -132,6 +132,19 @@ def test_failures_are_counted_from_zero_for_every_reason() -> None:
         assert value(page, "collection_errors_total", source="vllm", reason=reason) == 0
 
 
+def test_a_row_that_breaks_costs_its_own_series_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: object) -> dict[tuple[str, ...], float]:
+        raise ZeroDivisionError
+
+    [first, *others] = CATALOGUE
+    rows = (replace(first, read=broken), *others)
+    monkeypatch.setattr("vllm_capacity.export.collector.CATALOGUE", rows)
+    response = get("/metrics", fleet())
+    assert response.status_code == 200
+    assert f"{first.name}{{" not in response.text
+    assert value(response.text, "kv_cache_used_blocks", **ENGINE) == 13
+
+
 def test_several_targets_are_told_apart_by_a_label() -> None:
     page = get("/metrics", fleet(target("a:1"), target("b:2")), with_target=True).text
     assert value(page, "kv_cache_blocks", target="a:1", **ENGINE) == 349

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+import structlog
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -12,6 +13,8 @@ from prometheus_client.registry import Collector
 
 from vllm_capacity.compare.fleet import DURATION_BOUNDS_SECONDS, FleetAssessment, SourceHealth
 from vllm_capacity.export.catalogue import CATALOGUE, SCOPE_LABELS, Metric
+
+log = structlog.get_logger()
 
 _FAMILIES = {
     "gauge": GaugeMetricFamily,
@@ -39,6 +42,7 @@ class CapacityCollector(Collector):
     ) -> None:
         self._published = published
         self._revision = revision
+        self._broken: set[str] = set()
         self._target_label = ("target",) if with_target else ()
 
     def describe(self) -> Iterable[Family]:
@@ -51,8 +55,19 @@ class CapacityCollector(Collector):
         for metric in CATALOGUE:
             family = self._family(metric)
             for labels, subject in subjects[metric.scope]:
-                _add(family, metric, labels, subject)
+                self._add(family, metric, labels, subject)
             yield family
+
+    def _add(
+        self, family: Family, metric: Metric, labels: tuple[str, ...], subject: object
+    ) -> None:
+        """Add one subject's series; a row that breaks is left out and said once."""
+        try:
+            _add(family, metric, labels, subject)
+        except Exception:
+            if metric.name not in self._broken:
+                self._broken.add(metric.name)
+                log.exception("a metric cannot be read, please report it", metric=metric.name)
 
     def _family(self, metric: Metric) -> Family:
         own = self._target_label if metric.scope in {"engine", "target"} else ()

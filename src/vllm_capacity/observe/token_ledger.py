@@ -112,7 +112,8 @@ class TokenLedger:
         """Find out which part of the account belongs to requests that are gone."""
         if running == 0 and waiting == 0:
             self._gone = account
-            self._state, self._reason = "anchored", "every request since the engine was idle is accounted for"
+            self._state = "anchored"
+            self._reason = "every request since the engine was idle is accounted for"
             return
         alive = account.less(self._gone)
         surplus = alive.requests - running
