@@ -14,7 +14,7 @@ _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.3rem}h2{font-size:1.1rem;margin:2rem 0 .3rem}
 .verdict{font-size:1.15rem;margin:.2rem 0}
-table{border-collapse:collapse;width:100%}th{text-align:left;font-weight:400}
+table{border-collapse:collapse;width:100%}th{text-align:left;font-weight:400;white-space:nowrap}
 td{text-align:right;font-variant-numeric:tabular-nums}
 th,td{padding:.2rem .6rem .2rem 0;border-bottom:1px solid #8884}
 .pool{width:100%;height:1.6rem;display:block}.pool rect{fill:var(--track)}
@@ -139,7 +139,7 @@ def _capacity(a: EngineAssessment) -> str:
     text = f"{_count(a.predicted.tokens)} tokens"
     if size is not None:
         text += f", {format_gib(size)}"
-    return text if error is None or error.ratio is None else f"{text} ({error.ratio:+.2%} measured)"
+    return text if error is None or error.ratio is None else f"{text} (measured: {error.ratio:+.2%})"
 
 
 def _count(number: float | None) -> str:
