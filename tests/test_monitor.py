@@ -15,22 +15,7 @@ from vllm_capacity.sources.vllm_http import ServedModel
 
 T = TypeVar("T")
 PAGE = (Path(__file__).parent / "data" / "vllm-0.32-metrics.txt").read_bytes()
-LLAMA = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 768,
-    "intermediate_size": 2048,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "num_key_value_heads": 4,
-    "head_dim": 64,
-    "vocab_size": 4096,
-    "max_position_embeddings": 8192,
-    "rms_norm_eps": 1e-6,
-    "hidden_act": "silu",
-    "tie_word_embeddings": False,
-    "dtype": "bfloat16",
-}
+LLAMA = json.loads((Path(__file__).parent / "data/models/small-llama/config.json").read_text())
 
 
 class FakeEngine:

@@ -18,22 +18,7 @@ FIELDS = {
     *("prediction_error_blocks", "ledger_state", "committed_blocks", "headroom_requests"),
     *("time_to_exhaustion_seconds", "binding_limit", "state"),
 }
-LLAMA = {
-    "architectures": ["LlamaForCausalLM"],
-    "hidden_size": 768,
-    "intermediate_size": 2048,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "num_key_value_heads": 4,
-    "head_dim": 64,
-    "vocab_size": 4096,
-    "max_position_embeddings": 8192,
-    "rms_norm_eps": 1e-6,
-    "hidden_act": "silu",
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-    "model_type": "llama",
-}
+SMALL_LLAMA = TRACES.parent / "models" / "small-llama"
 
 
 def replay(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[dict[str, Any]]:
@@ -85,13 +70,11 @@ def test_used_and_free_blocks_make_the_pool(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_a_model_config_and_vllms_flags_tell_what_the_page_does_not(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    config = tmp_path / "config.json"
-    config.write_text(json.dumps(LLAMA))
     path = str(TRACES / "steady.jsonl.xz")
     without = replay(capsys, path)[0]["engines"]["0"]
-    told = replay(capsys, path, "--model-config", str(config), "--max-model-len", "2048")
+    told = replay(capsys, path, "--model-config", str(SMALL_LLAMA), "--max-model-len", "2048")
     assert without["headroom_requests"]["full_length"] is None
     assert told[0]["engines"]["0"]["headroom_requests"]["full_length"] == 349 // 64
     few = replay(capsys, path, "--max-num-seqs", "3")
