@@ -11,7 +11,7 @@ from vllm_capacity.compare.capacity import (
     tokens_per_block,
 )
 from vllm_capacity.compare.headroom import Headroom, Limits, headroom
-from vllm_capacity.compare.occupancy import predicted_used_blocks
+from vllm_capacity.compare.occupancy import Occupancy, predicted_occupancy
 from vllm_capacity.compare.prediction_error import PredictionError, prediction_errors
 from vllm_capacity.observe.engine_snapshot import EngineSnapshot
 from vllm_capacity.observe.recent_history import RecentHistory, RecentReading
@@ -29,7 +29,7 @@ class EngineAssessment:
         reported, derived, predicted: its capacity by vLLM's own account, as it follows from the
             reported blocks, and as predicted.
         ledger: tokens in flight.
-        predicted_used_blocks: blocks that ought to be in use.
+        occupancy: blocks that ought to be in use.
         used_tokens, free_tokens: the pool's blocks in tokens.
         footprint: how large requests are.
         headroom: what still fits.
@@ -44,7 +44,7 @@ class EngineAssessment:
     derived: Capacity
     predicted: Capacity
     ledger: LedgerReading
-    predicted_used_blocks: float | None
+    occupancy: Occupancy | None
     used_tokens: float | None
     free_tokens: float | None
     footprint: RequestFootprint | None
@@ -53,6 +53,11 @@ class EngineAssessment:
     limits: Limits
     errors: Mapping[str, PredictionError]
     restarts: int = 0
+
+    @property
+    def predicted_used_blocks(self) -> float | None:
+        """Blocks that ought to be in use, without their bounds."""
+        return None if self.occupancy is None else self.occupancy.blocks
 
 
 class EngineAssessor:
@@ -75,7 +80,7 @@ class EngineAssessor:
         reported = reported_capacity(snapshot)
         derived = derived_capacity(snapshot, prediction, limits.max_model_len)
         predicted = predicted_capacity(prediction)
-        used_should_be = predicted_used_blocks(ledger, snapshot, prediction)
+        occupancy = predicted_occupancy(ledger, snapshot, prediction)
         per_block = tokens_per_block(snapshot)
         return EngineAssessment(
             snapshot=snapshot,
@@ -83,7 +88,7 @@ class EngineAssessor:
             derived=derived,
             predicted=predicted,
             ledger=ledger,
-            predicted_used_blocks=used_should_be,
+            occupancy=occupancy,
             used_tokens=_times(snapshot.used_blocks, per_block),
             free_tokens=_times(snapshot.free_blocks, per_block),
             footprint=footprint,
@@ -94,7 +99,7 @@ class EngineAssessor:
                 measured=_measured(reported, derived),
                 predicted=predicted,
                 used_blocks=snapshot.used_blocks,
-                predicted_used_blocks=used_should_be,
+                predicted_used_blocks=None if occupancy is None else occupancy.blocks,
             ),
             restarts=self._restarts,
         )

@@ -291,9 +291,15 @@ LEDGER = (
         lambda a: a.predicted_used_blocks,
     ),
     _engine_by(
+        "predicted_kv_cache_used_blocks_bound",
+        "Bounds (low, high) that should hold the used blocks at 95 of 100 collections.",
+        "bound",
+        lambda a: {} if a.occupancy is None else {"low": a.occupancy.low, "high": a.occupancy.high},
+    ),
+    _engine_by(
         "ledger_state",
-        "1 for the state of the token ledger: anchored, drifting (hang-ups or preemptions are "
-        "guessed), unknown.",
+        "1 for the state of the token ledger: anchored, drifting (who hung up or was preempted is "
+        "inferred), unknown.",
         "state",
         lambda a: {state: float(state == a.ledger.state) for state in LEDGER_STATES},
     ),

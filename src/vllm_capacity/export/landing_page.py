@@ -139,7 +139,9 @@ def _capacity(a: EngineAssessment) -> str:
     text = f"{_count(a.predicted.tokens)} tokens"
     if size is not None:
         text += f", {format_gib(size)}"
-    return text if error is None or error.ratio is None else f"{text} (measured: {error.ratio:+.2%})"
+    return (
+        text if error is None or error.ratio is None else f"{text} (measured: {error.ratio:+.2%})"
+    )
 
 
 def _count(number: float | None) -> str:

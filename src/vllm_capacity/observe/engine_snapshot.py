@@ -1,11 +1,17 @@
 """Samples of one page → one ``EngineSnapshot`` per engine. A missing metric is None, never 0."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from vllm_capacity.observe.exposition import Sample
-from vllm_capacity.observe.metric_names import EXPECTED_METRICS, PROCESS_START_TIME, reading_of
+from vllm_capacity.observe.metric_names import (
+    EXPECTED_METRICS,
+    GENERATING_HANDLERS,
+    PROCESS_START_TIME,
+    SERVER_READINGS,
+    reading_of,
+)
 from vllm_capacity.units import Blocks, Tokens
 
 # usage × blocks misses an integer by rounding alone, some 1e-16 of the block count.
@@ -25,6 +31,34 @@ class Histogram:
     count: float
     total: float
     buckets: tuple[tuple[float, float], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServerTotals:
+    """What the server in front of all engines of a page has counted.
+
+    A response that ended without its request having finished is a client that hung up: the engine's
+    own counters never mention it (``v1/engine/output_processor.py``, ``abort_requests``).
+
+    Attributes:
+        closed_responses: successful HTTP responses of generating handlers that have ended.
+        closed_response_seconds: their durations added up, from the arrival of the request.
+        closed_request_bytes: the sizes of their requests' bodies added up.
+        engines: engines on the page.
+        finished_requests: requests that finished, of all engines.
+        finished_seconds: their end-to-end latencies added up.
+        finished_prompt_tokens: their prompts added up.
+        finished_parents: the same with the ``n`` samples of one request taken as one.
+    """
+
+    closed_responses: float
+    closed_response_seconds: float
+    closed_request_bytes: float
+    engines: int
+    finished_requests: float
+    finished_seconds: float
+    finished_prompt_tokens: float
+    finished_parents: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +87,12 @@ class EngineSnapshot:
         finished_requests: by ``finished_reason``.
         request_prompt_tokens, request_generation_tokens: histograms over finished requests.
         first_tokens: requests that have received their first token, ever.
+        first_token_seconds: the seconds that they waited for it, added up.
+        request_seconds: end-to-end latency of finished requests, without buckets.
+        request_params_n: samples asked for by finished requests, without buckets.
+        steps: engine steps that gave output.
+        server: totals of the server that the engines of the page share; None where an engine
+            does not say how long its requests took.
     """
 
     engine: str
@@ -82,6 +122,11 @@ class EngineSnapshot:
     request_generation_tokens: Histogram | None
     request_prefill_computed_tokens: Histogram | None
     first_tokens: float | None
+    first_token_seconds: float | None = None
+    request_seconds: Histogram | None = None
+    request_params_n: Histogram | None = None
+    steps: float | None = None
+    server: ServerTotals | None = None
 
     @property
     def free_blocks(self) -> Blocks | None:
@@ -139,6 +184,7 @@ def snapshots_of_page(samples: Iterable[Sample], *, taken_at_seconds: float) -> 
     started: float | None = None
     seen: set[str] = set()
     shared_config: Mapping[str, str] = {}
+    of_the_server: dict[str, float] = {}
     for (name, labels), value in samples:
         reading = reading_of(name)
         if reading is None or not _is_a_number(value):
@@ -146,15 +192,18 @@ def snapshots_of_page(samples: Iterable[Sample], *, taken_at_seconds: float) -> 
         seen.add(reading)
         if reading == PROCESS_START_TIME:
             started = value
+        elif reading in SERVER_READINGS:
+            _add_server_reading(of_the_server, reading, labels, value)
         elif reading == "cache_config" and "engine" not in labels:
             shared_config = labels
         else:
             _add(engines.setdefault(_engine_of(labels), _Readings()), reading, labels, value)
     for readings in engines.values():
         readings.cache_config = readings.cache_config or shared_config
+    server = _server_totals(of_the_server, engines.values())
     return PageSnapshot(
         engines=tuple(
-            _snapshot(engine, engines[engine], taken_at_seconds, started, len(engines))
+            _snapshot(engine, engines[engine], taken_at_seconds, started, len(engines), server)
             for engine in sorted(engines, key=_by_number)
         ),
         metric_present={name: reading in seen for name, reading in EXPECTED_METRICS.items()},
@@ -209,12 +258,13 @@ def _bound(text: str) -> float | None:
         return None
 
 
-def _snapshot(
+def _snapshot(  # noqa: PLR0917
     engine: str,
     readings: _Readings,
     taken_at_seconds: float,
     started: float | None,
     engine_count: int,
+    server: ServerTotals | None,
 ) -> EngineSnapshot:
     config, values = readings.cache_config, readings.values
     usage = values.get("kv_cache_usage_ratio")
@@ -250,6 +300,45 @@ def _snapshot(
         request_generation_tokens=readings.histogram("request_generation_tokens"),
         request_prefill_computed_tokens=readings.histogram("request_prefill_computed_tokens"),
         first_tokens=values.get("time_to_first_token_seconds_count"),
+        first_token_seconds=values.get("time_to_first_token_seconds_sum"),
+        request_seconds=readings.histogram("request_seconds"),
+        request_params_n=readings.histogram("request_params_n"),
+        steps=values.get("step_tokens_count"),
+        server=server,
+    )
+
+
+def _add_server_reading(
+    totals: dict[str, float], reading: str, labels: Mapping[str, str], value: float
+) -> None:
+    succeeded = labels.get("status", "2").startswith("2")
+    if labels.get("handler") in GENERATING_HANDLERS and succeeded:
+        totals[reading] = totals.get(reading, 0.0) + value
+
+
+def _server_totals(
+    totals: Mapping[str, float], engines: Collection[_Readings]
+) -> ServerTotals | None:
+    latencies, prompts, parents = [], [], []
+    for readings in engines:
+        latency, prompt = (
+            readings.histogram("request_seconds"),
+            readings.histogram("request_prompt_tokens"),
+        )
+        if latency is None or prompt is None:
+            return None
+        latencies.append(latency)
+        prompts.append(prompt)
+        parents.append(readings.histogram("request_params_n") or latency)
+    return ServerTotals(
+        closed_responses=totals.get("closed_responses", 0.0),
+        closed_response_seconds=totals.get("closed_response_seconds", 0.0),
+        closed_request_bytes=totals.get("closed_request_bytes", 0.0),
+        engines=len(engines),
+        finished_requests=sum(latency.count for latency in latencies),
+        finished_seconds=sum(latency.total for latency in latencies),
+        finished_prompt_tokens=sum(prompt.total for prompt in prompts),
+        finished_parents=sum(params.count for params in parents),
     )
 
 

@@ -34,11 +34,42 @@ _HISTOGRAMS = {
     "request_generation_tokens": ("request_generation_tokens",),
     "request_prefill_computed_tokens": ("request_prefill_kv_computed_tokens",),
     "time_to_first_token_seconds": ("time_to_first_token_seconds",),
+    "request_seconds": ("e2e_request_latency_seconds",),
+    "request_params_n": ("request_params_n",),
+    "step_tokens": ("iteration_tokens_total",),
 }
 # Only counts and sums of these are read: their buckets would be a third of all wanted samples.
-_WITHOUT_BUCKETS = frozenset({"time_to_first_token_seconds", "request_prefill_computed_tokens"})
+_WITHOUT_BUCKETS = frozenset(
+    {
+        "time_to_first_token_seconds",
+        "request_prefill_computed_tokens",
+        "request_seconds",
+        "request_params_n",
+        "step_tokens",
+    }
+)
+# The HTTP server in front counts a response when it ends, also when the client is gone
+# (prometheus-fastapi-instrumentator, ``middleware.py``); one series a handler, none an engine.
+_OF_THE_HTTP_SERVER = {
+    "http_request_duration_seconds_sum": "closed_response_seconds",
+    "http_request_size_bytes_sum": "closed_request_bytes",
+    "http_requests_total": "closed_responses",
+}
+GENERATING_HANDLERS = frozenset(
+    {
+        "/v1/completions",
+        "/v1/chat/completions",
+        "/v1/responses",
+        "/v1/messages",
+        "/generate",
+        "/inference/v1/generate",
+    }
+)
+"""Handlers each of whose requests is one for the engine."""
 
 PROCESS_START_TIME = "process_start_time_seconds"
+SERVER_READINGS = frozenset(_OF_THE_HTTP_SERVER.values())
+"""Readings of the whole server, whatever its engines."""
 
 
 def _readings() -> dict[str, str]:
@@ -59,6 +90,7 @@ def _readings() -> dict[str, str]:
 _READING_OF_NAME: Mapping[str, str] = MappingProxyType(
     {prefix + name: field for prefix in _PREFIXES for name, field in _readings().items()}
     | {PROCESS_START_TIME: PROCESS_START_TIME}
+    | _OF_THE_HTTP_SERVER
 )
 
 WANTED_NAMES = tuple(_READING_OF_NAME)

@@ -1,22 +1,47 @@
-"""The token ledger: what four counters say of the tokens in flight.
+"""The token ledger: which tokens are in flight, and which of them hold blocks.
 
 Tokens of requests past their first token are those counted in (prompt and generation counters)
-less those that left with a finished request (sums of the request histograms). From them follow the
-blocks that ought to be in use (``compare.occupancy``), without a look at the blocks that are.
+less those that left with a finished request (sums of the request histograms). Which requests they
+belong to is kept by age (``cohorts``), as the scheduler goes by age: the oldest hold the blocks,
+the youngest are preempted. From them follow the blocks that ought to be in use
+(``compare.occupancy``), without a look at the blocks that are.
 
-What the counters cannot know: a client that hangs up leaves its tokens in the account for ever,
-and a preempted request keeps its tokens there while it holds no block.
-Both show in the count of requests: past their first token and not finished = running + preempted +
-hung up. So the ledger knows when it can be trusted, and starts afresh whenever the engine is idle.
+What the engine's counters cannot know is who hung up; the HTTP server in front of it tells
+(``hang_ups``). Where nothing tells, a request that is past its first token, neither runs nor
+waits, and stays so for two scrapes, has hung up. The ledger starts afresh whenever the engine is
+idle.
 """
 
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from vllm_capacity.observe.engine_snapshot import EngineSnapshot
+from vllm_capacity.observe.cohorts import NOBODY, Cohort, CohortBook
+from vllm_capacity.observe.engine_snapshot import EngineSnapshot, Histogram
+from vllm_capacity.observe.hang_ups import HangUpWatch
+from vllm_capacity.observe.ledger_book import LedgerBook
+from vllm_capacity.observe.ledger_counters import LedgerCounters, began_anew
 
 LedgerState = Literal["anchored", "drifting", "unknown"]
 LEDGER_STATES: tuple[LedgerState, ...] = ("anchored", "drifting", "unknown")
+
+# Half the width of the interval, in standard deviations: 95 % of a normal distribution and a bit.
+_DEVIATIONS = 2.2
+
+
+class RequestsInFlight(NamedTuple):
+    """Requests of like age; tokens are those of a mean one.
+
+    Attributes:
+        requests: past their first token, not finished.
+        resident_requests: those of them that hold blocks; the others were preempted.
+        prompt_tokens, generated_tokens: of one.
+    """
+
+    requests: float
+    resident_requests: float
+    prompt_tokens: float
+    generated_tokens: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,170 +53,267 @@ class LedgerReading:
             those of preempted ones included; None if the engine exports too little.
         resident_tokens: tokens whose keys and values the running requests ought to hold, each
             shared prefix counted once; None likewise.
+        resident_tokens_low, resident_tokens_high: bounds that hold the true number, rounding to
+            blocks included, at some 95 of 100 scrapes.
         running_requests: requests in the batch, the holders of the blocks.
         preempted_requests: requests that wait to get their blocks back, if known.
+        cohorts: the requests past their first token by age, oldest first.
         state: "anchored": every request is accounted for; "drifting": some hung up or lost their
-            blocks, and which tokens are theirs was taken as the mean; "unknown": nothing to start
-            from yet.
+            blocks, and which ones was inferred; "unknown": nothing to start from yet.
         reason: why that state, in words.
         restarted: whether the counters began anew since the scrape before.
     """
 
     in_flight_tokens: float | None
     resident_tokens: float | None
+    resident_tokens_low: float | None = None
+    resident_tokens_high: float | None = None
     running_requests: int | None
     preempted_requests: int | None
+    cohorts: tuple[RequestsInFlight, ...] = ()
     state: LedgerState
     reason: str
     restarted: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _Account:
-    """Sums over the requests past their first token that have not finished."""
-
-    requests: float
-    tokens: float
-    cached_tokens: float
-
-    def less(self, other: "_Account") -> "_Account":
-        return _Account(
-            max(0.0, self.requests - other.requests),
-            max(0.0, self.tokens - other.tokens),
-            max(0.0, self.cached_tokens - other.cached_tokens),
-        )
-
-    def share(self, part: float) -> "_Account":
-        return _Account(self.requests * part, self.tokens * part, self.cached_tokens * part)
-
-    def plus(self, other: "_Account") -> "_Account":
-        return _Account(
-            self.requests + other.requests,
-            self.tokens + other.tokens,
-            self.cached_tokens + other.cached_tokens,
-        )
-
-
-_NOTHING = _Account(0.0, 0.0, 0.0)
 
 
 class TokenLedger:
     """The ledger of one engine, fed one snapshot after another."""
 
     def __init__(self) -> None:
-        self._gone = _NOTHING
-        self._state: LedgerState = "unknown"
-        self._reason = "no snapshot yet"
-        self._before: EngineSnapshot | None = None
+        self._book = LedgerBook()
+        self._watch = HangUpWatch()
+        self._before: LedgerCounters | None = None
+        self._started_seconds: float | None = None
+        self._unknown = True
+        self._is_followed = False
+        self._pending_base = 0.0
 
     def record(self, snapshot: EngineSnapshot) -> LedgerReading:
         """Take one snapshot into account.
 
-        Snapshots must come in the order in which they were taken; a missed one does no harm.
+        Snapshots must come in the order in which they were taken; a missed one costs precision,
+        no more.
         """
-        restarted = self._before is not None and _restarted(self._before, snapshot)
-        if restarted:
-            self._gone, self._state = _NOTHING, "unknown"
-        self._before = snapshot
-        account, running, waiting = _account(snapshot), snapshot.running, snapshot.waiting
-        if account is None or running is None or waiting is None:
-            self._state, self._reason = "unknown", "the engine does not export the counters needed"
+        now, before = LedgerCounters.of(snapshot), self._before
+        if now is None:
+            self._is_followed = False
+            return _nothing_known(snapshot)
+        self._before = now
+        restarted = before is not None and (
+            began_anew(before, now) or self._is_another_process(snapshot)
+        )
+        self._started_seconds = snapshot.process_start_time_seconds
+        server = snapshot.server
+        sole = server is not None and server.engines == 1  # else nobody knows whose they were
+        hang_ups = self._watch.record(server if sole else None)
+        if now.running == 0 and now.waiting == 0:
+            self._anchor(now)
+        elif before is None or restarted or not self._is_followed:
+            self._begin(now)
+        else:
+            self._book.follow(before, now, hang_ups, pending_tokens=self._pending(now))
+            self._unknown = self._unknown and self._is_still_unknown(now)
+        return self._reading(now, snapshot, restarted=restarted)
+
+    def _is_another_process(self, snapshot: EngineSnapshot) -> bool:
+        started, started_now = self._started_seconds, snapshot.process_start_time_seconds
+        return started is not None and started_now is not None and started_now > started + 1
+
+    def _anchor(self, now: LedgerCounters) -> None:
+        """Idle: nothing is in flight, whatever the counters have left over."""
+        self._book = LedgerBook()
+        self._watch.forget()
+        self._unknown = False
+        self._is_followed = True
+        self._pending_base = now.queried_tokens - now.prompt_tokens
+
+    def _begin(self, now: LedgerCounters) -> None:
+        """Start amid traffic: known if every request that is not accounted for is running.
+
+        Otherwise the counters have left-overs of unknown size. With an empty queue those who run
+        are all there are: they are followed as mean ones until all of them have left, and what
+        remains then is known. With a queue some may be preempted, and nobody knows how many.
+        """
+        self._anchor(now)
+        requests = now.first_tokens - now.finished
+        self._unknown = requests > now.running
+        self._is_followed = not self._unknown
+        if self._unknown and now.finished and now.waiting == 0:
+            self._book.cohorts.admit(_mean_ones(now))
+            self._is_followed = True
+        elif 0 < requests <= now.running:
+            self._book.cohorts.admit(
+                Cohort(
+                    now.taken_at_seconds,
+                    requests,
+                    now.prompt_tokens - now.finished_prompt_tokens,
+                    now.cached_tokens - now.finished_cached_tokens,
+                    now.generated_tokens - now.finished_generated_tokens,
+                )
+            )
+
+    def _is_still_unknown(self, now: LedgerCounters) -> bool:
+        """Whether some of those who were there at the start may still be."""
+        book = self._book.cohorts
+        all_run = now.waiting == 0 and abs(book.requests - now.running) < 1
+        return not all_run or any(cohort.lost for cohort in book.cohorts)
+
+    def _reading(
+        self, now: LedgerCounters, snapshot: EngineSnapshot, *, restarted: bool
+    ) -> LedgerReading:
+        book, running = self._book.cohorts, now.running
+        if self._unknown:
             return LedgerReading(
                 in_flight_tokens=None,
                 resident_tokens=None,
                 running_requests=running,
                 preempted_requests=None,
-                state=self._state,
-                reason=self._reason,
+                state="unknown",
+                reason="requests beyond the running ones may be preempted or have hung up",
                 restarted=restarted,
             )
-        self._settle(account, running, waiting)
-        return self._reading(account.less(self._gone), running, waiting, restarted=restarted)
-
-    def _settle(self, account: _Account, running: int, waiting: int) -> None:
-        """Find out which part of the account belongs to requests that are gone."""
-        if running == 0 and waiting == 0:
-            self._gone = account
-            self._state = "anchored"
-            self._reason = "every request since the engine was idle is accounted for"
-            return
-        alive = account.less(self._gone)
-        surplus = alive.requests - running
-        if surplus <= 0:
-            if self._state == "unknown":
-                self._state = "anchored"
-                self._reason = "every request past its first token is running"
-        elif waiting == 0:
-            self._gone = self._gone.plus(alive.share(surplus / alive.requests))
-            self._state = "drifting"
-            self._reason = f"{surplus:.0f} requests hung up; their share was taken as the mean"
-        elif self._state == "unknown":
-            self._reason = "requests beyond the running ones may be preempted or have hung up"
-
-    def _reading(
-        self, alive: _Account, running: int, waiting: int, *, restarted: bool
-    ) -> LedgerReading:
-        preempted = max(0.0, alive.requests - running) if waiting else 0.0
-        holding = alive.share(1 - preempted / alive.requests) if preempted else alive
-        known = self._state != "unknown"
-        state, reason = self._state, self._reason
-        if preempted and known:
-            state = "drifting"
-            reason = f"{preempted:.0f} requests preempted; their share was taken as the mean"
+        holding = book.holding(running)
+        beyond = max(0.0, book.requests - running)
+        samples = _samples(snapshot.request_params_n)
+        resident, variance = _resident(holding, samples, is_cut=beyond > NOBODY)
+        without = running - sum(cohort.requests * part for cohort, part in holding)
+        if without > 0.5:
+            more = self._not_in_the_book(now, without)
+            resident += more
+            variance += more * more / 12
+        block = snapshot.block_size_tokens or 1
+        most = math.inf
+        if snapshot.total_blocks is not None:
+            most = max(0.0, snapshot.total_blocks * block - running * (block - 1) / 2)
+        resident = min(resident, most)
+        width = _DEVIATIONS * math.sqrt(variance + samples * running * block * block / 12) + block
+        state, reason = self._state(now, beyond)
         return LedgerReading(
-            in_flight_tokens=alive.tokens if known else None,
-            resident_tokens=_resident_tokens(holding) if known else None,
+            in_flight_tokens=sum(c.prompt_tokens + c.generated_tokens for c in book.cohorts),
+            resident_tokens=resident,
+            resident_tokens_low=max(0.0, resident - width) if running else 0.0,
+            resident_tokens_high=min(most, resident + width) if running else 0.0,
             running_requests=running,
-            preempted_requests=round(preempted) if known else None,
+            preempted_requests=round(beyond) if now.waiting else 0,
+            cohorts=_in_flight(book, running),
             state=state,
             reason=reason,
             restarted=restarted,
         )
 
+    def _pending(self, now: LedgerCounters) -> float:
+        """Prompts admitted that have no first token yet.
 
-def _account(snapshot: EngineSnapshot) -> _Account | None:
-    prompts, generations = snapshot.request_prompt_tokens, snapshot.request_generation_tokens
-    if (
-        snapshot.prompt_tokens is None
-        or snapshot.generation_tokens is None
-        or snapshot.first_tokens is None
-        or prompts is None
-        or generations is None
-    ):
-        return None
-    return _Account(
-        requests=snapshot.first_tokens - prompts.count,
-        tokens=snapshot.prompt_tokens
-        - prompts.total
-        + snapshot.generation_tokens
-        - generations.total,
-        cached_tokens=_cached_tokens(snapshot),
-    )
+        Whoever hangs up before it is never counted as a prompt, and stays a query for ever: with
+        an empty queue and all who run past their first token, there is none.
+        """
+        queried = now.queried_tokens - now.prompt_tokens
+        if now.waiting == 0 and now.running <= self._book.cohorts.requests:
+            self._pending_base = queried
+        return queried - self._pending_base
 
+    def _not_in_the_book(self, now: LedgerCounters, requests: float) -> float:
+        """Tokens of running requests that the book does not have.
 
-def _cached_tokens(snapshot: EngineSnapshot) -> float:
-    """Prompt tokens of the requests in flight that came from the prefix cache."""
-    computed, prompts = snapshot.request_prefill_computed_tokens, snapshot.request_prompt_tokens
-    if snapshot.cached_prompt_tokens is None or computed is None or prompts is None:
-        return 0.0
-    return max(0.0, snapshot.cached_prompt_tokens - (prompts.total - computed.total))
-
-
-def _resident_tokens(holding: _Account) -> float:
-    """Tokens that requests hold of their own, and one copy of what they share."""
-    own = max(0.0, holding.tokens - holding.cached_tokens)
-    return own + holding.cached_tokens / max(1.0, holding.requests)
-
-
-def _restarted(before: EngineSnapshot, now: EngineSnapshot) -> bool:
-    started, started_now = before.process_start_time_seconds, now.process_start_time_seconds
-    if started is not None and started_now is not None and started_now > started + 1:
-        return True
-    return any(
-        old is not None and new is not None and new < old
-        for old, new in (
-            (before.prompt_tokens, now.prompt_tokens),
-            (before.generation_tokens, now.generation_tokens),
-            (before.first_tokens, now.first_tokens),
+        They have not got their first token yet, and their prompts were counted as queries of the
+        prefix cache when they were admitted (``Scheduler.schedule``); or the page still counts
+        those as running that hung up an instant ago.
+        """
+        pending = self._pending(now)
+        if pending > 0:
+            return pending
+        return sum(
+            one.prompt_tokens + one.generated_tokens
+            for one in self._book.suspects[: round(requests)]
         )
+
+    def _state(self, now: LedgerCounters, beyond: float) -> tuple[LedgerState, str]:
+        if now.running == 0 and now.waiting == 0:
+            return "anchored", "idle: nothing in flight"
+        if beyond >= 0.5:
+            if now.waiting:
+                return "drifting", f"{beyond:.0f} requests preempted, taken to be the youngest"
+            return "drifting", f"{beyond:.0f} requests neither run nor wait: they may have hung up"
+        lost = sum(1 for cohort in self._book.cohorts.cohorts if cohort.variance)
+        if lost:
+            return "drifting", "requests hung up; which ones was inferred"
+        return "anchored", "every request past its first token is running"
+
+
+def _nothing_known(snapshot: EngineSnapshot) -> LedgerReading:
+    return LedgerReading(
+        in_flight_tokens=None,
+        resident_tokens=None,
+        running_requests=snapshot.running,
+        preempted_requests=None,
+        state="unknown",
+        reason="the engine does not export the counters needed",
     )
+
+
+def _mean_ones(now: LedgerCounters) -> Cohort:
+    """Those who run, each as large as the mean finished one and half done."""
+    share = now.running / now.finished
+    return Cohort(
+        now.taken_at_seconds - now.finished_seconds / now.finished / 2,
+        now.running,
+        now.finished_prompt_tokens * share,
+        now.finished_cached_tokens * share,
+        now.finished_generated_tokens * share / 2,
+        prompt_is_exact=False,
+        lost=True,
+    )
+
+
+def _resident(
+    holding: list[tuple[Cohort, float]], samples: float, *, is_cut: bool
+) -> tuple[float, float]:
+    """Tokens that requests hold of their own and a copy of what they share; their variance.
+
+    The ``samples`` of one request share its prompt, which the first of them computed: no copy more
+    unless that one is gone. What else came from the prefix cache is taken for one prefix that all
+    share and that somebody computed who is gone: one copy more.
+
+    Where some past their first token hold nothing (``is_cut``), the youngest that does may already
+    have lost its blocks, or the next one have got them back.
+    """
+    requests = own = prompts = cached = squared = orphaned = variance = 0.0
+    for cohort, part in holding:
+        computed = cohort.prompt_tokens - cohort.cached_tokens
+        orphaned += part * max(0.0, cohort.prompt_tokens / cohort.copies - computed)
+        requests += cohort.requests * part
+        prompts += part * cohort.prompt_tokens
+        own += part * (computed + cohort.generated_tokens)
+        cached += part * cohort.cached_tokens
+        squared += part * cohort.cached_tokens**2 / cohort.requests
+        variance += part * part * cohort.variance
+    if holding and is_cut:
+        variance += holding[-1][0].tokens_of_one ** 2 / 12
+    of_siblings = min(cached, prompts * (1 - 1 / samples))
+    variance += (of_siblings / max(1.0, requests)) ** 2
+    prefix = squared / cached if cached else 0.0  # of those who have one
+    shared = prefix * (1 - of_siblings / cached) if cached else 0.0
+    return max(0.0, own) + shared + (orphaned if of_siblings else 0.0), variance
+
+
+def _samples(params_n: Histogram | None) -> float:
+    """Samples of a mean request."""
+    if params_n is None or params_n.count <= 0:
+        return 1.0
+    return max(1.0, params_n.total / params_n.count)
+
+
+def _in_flight(book: CohortBook, running: float) -> tuple[RequestsInFlight, ...]:
+    result, left = [], float(running)
+    for cohort in book.cohorts:
+        requests = cohort.requests
+        result.append(
+            RequestsInFlight(
+                requests,
+                min(requests, max(0.0, left)),
+                cohort.prompt_tokens / requests,
+                cohort.generated_tokens / requests,
+            )
+        )
+        left -= requests
+    return tuple(result)

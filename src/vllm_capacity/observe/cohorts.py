@@ -1,0 +1,214 @@
+"""Requests in flight by age: who has how many tokens, and who holds the blocks.
+
+A cohort is the requests that received their first token between two scrapes. First come, first
+served keeps them in order of arrival: the scheduler preempts the youngest that runs and puts it
+at the head of the queue (``v1/core/sched/scheduler.py``, ``Scheduler.schedule`` and
+``_preempt_request``), so of all requests past their first token those that run are the oldest.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+# More cohorts than that are merged: a scrape costs the same whatever the load.
+MOST_COHORTS = 48
+# Nothing says how the prompts of one cohort differ; as if every length up to twice the mean were as
+# likely, which is a standard deviation of 0.58 of the mean.
+SPREAD = 0.58
+NOBODY = 1e-6
+
+TokenSum = Literal["prompt_tokens", "cached_tokens", "generated_tokens"]
+TOKEN_SUMS: tuple[TokenSum, ...] = ("prompt_tokens", "cached_tokens", "generated_tokens")
+
+
+@dataclass(slots=True)
+class Cohort:
+    """Requests that received their first token between two scrapes, as sums over them.
+
+    Attributes:
+        arrived_seconds: when they arrived, on average, on the clock of the snapshots. Parts of one
+            cohort share it.
+        requests: how many are left; a fraction where it is uncertain which one hung up.
+        prompt_tokens, cached_tokens, generated_tokens: their tokens; cached ones are part of the
+            prompt and came from the prefix cache.
+        copies: how often each prompt token that they computed was there when they were admitted,
+            as those from the prefix cache repeat them.
+        prompt_is_exact: whether the sum of prompts is theirs, not a share of a larger cohort's.
+        lost: whether some hung up of whom only guesses say how long they were.
+        variance: of the sum of tokens for that reason, in tokens squared.
+    """
+
+    arrived_seconds: float
+    requests: float
+    prompt_tokens: float
+    cached_tokens: float
+    generated_tokens: float = 0.0
+    copies: float = 1.0
+    prompt_is_exact: bool = True
+    lost: bool = False
+    variance: float = 0.0
+
+    @property
+    def tokens_of_one(self) -> float:
+        """Prompt and generated tokens of a mean request."""
+        return (self.prompt_tokens + self.generated_tokens) / self.requests
+
+    def prompt_variance(self) -> float:
+        """How far the prompt of one may be from the mean, squared."""
+        if self.requests < 1 + NOBODY and self.prompt_is_exact:
+            return 1.0
+        spread = SPREAD * self.prompt_tokens / self.requests
+        return 1.0 + spread * spread
+
+    def take(self, requests: float) -> "Cohort":
+        """Split off so many requests, each a mean one, and return them."""
+        part = min(1.0, requests / self.requests)
+        taken = Cohort(
+            self.arrived_seconds,
+            self.requests * part,
+            self.prompt_tokens * part,
+            self.cached_tokens * part,
+            self.generated_tokens * part,
+            copies=self.copies,
+            prompt_is_exact=False,
+            lost=self.lost,
+        )
+        self.requests -= taken.requests
+        self.prompt_tokens -= taken.prompt_tokens
+        self.cached_tokens -= taken.cached_tokens
+        self.generated_tokens -= taken.generated_tokens
+        return taken
+
+    def put(self, other: "Cohort") -> None:
+        """Take the requests of another cohort in."""
+        both = self.requests + other.requests
+        if other.arrived_seconds != self.arrived_seconds and both > 0:
+            later = other.arrived_seconds - self.arrived_seconds
+            self.arrived_seconds += later * other.requests / both
+        if other.copies != self.copies:
+            prompts = self.prompt_tokens + other.prompt_tokens
+            computed = self.prompt_tokens / self.copies + other.prompt_tokens / other.copies
+            self.copies = prompts / computed if computed > 0 else 1.0
+        self.requests = both
+        self.prompt_tokens += other.prompt_tokens
+        self.cached_tokens += other.cached_tokens
+        self.generated_tokens += other.generated_tokens
+        self.prompt_is_exact = self.prompt_is_exact and other.prompt_is_exact
+        self.lost = self.lost or other.lost
+        self.variance += other.variance
+
+
+class CohortBook:
+    """All requests past their first token, oldest first."""
+
+    def __init__(self) -> None:
+        self.cohorts: list[Cohort] = []
+
+    @property
+    def requests(self) -> float:
+        """How many are past their first token."""
+        return sum(cohort.requests for cohort in self.cohorts)
+
+    def total(self, name: TokenSum) -> float:
+        """One of the sums of tokens, over all cohorts."""
+        return float(sum(getattr(cohort, name) for cohort in self.cohorts))
+
+    def admit(self, cohort: Cohort) -> None:
+        """Add the youngest cohort."""
+        self.cohorts.append(cohort)
+        while len(self.cohorts) > MOST_COHORTS:
+            self._merge()
+
+    def put_back(self, cohort: Cohort) -> None:
+        """Return a cohort to its place."""
+        at = len(self.cohorts)
+        while at and self.cohorts[at - 1].arrived_seconds > cohort.arrived_seconds:
+            at -= 1
+        self.cohorts.insert(at, cohort)
+
+    def _merge(self) -> None:
+        """Make one of the two neighbours that have the fewest requests, in the older half."""
+        cohorts = self.cohorts
+        at = min(
+            range(len(cohorts) // 2),
+            key=lambda i: cohorts[i].requests + cohorts[i + 1].requests,
+        )
+        cohorts[at].put(cohorts.pop(at + 1))
+
+    def split(self, at: float) -> None:
+        """Part the cohort of which some are among the oldest so many and some are not."""
+        start = 0.0
+        for index, cohort in enumerate(self.cohorts):
+            within = round(at - start)
+            if 0 < within < cohort.requests - 0.5:
+                share = within / cohort.requests
+                older = cohort.take(within)
+                older.variance = cohort.variance * share
+                cohort.variance -= older.variance
+                cohort.prompt_is_exact = False
+                self.cohorts.insert(index, older)
+                return
+            start += cohort.requests
+
+    def advance(self, tokens: float, always: float, sometimes: float) -> None:
+        """Give newly generated tokens to those that ran.
+
+        Args:
+            tokens: how many.
+            always: so many of the oldest ran all the time.
+            sometimes: from there up to here, the older the longer.
+        """
+        weights, start = [], 0.0
+        span = max(NOBODY, sometimes - always)
+        for cohort in self.cohorts:
+            end = start + cohort.requests
+            weight = max(0.0, min(end, always) - start)
+            low, high = max(start, always), min(end, sometimes)
+            if high > low:
+                weight += (high - low) * (sometimes - (low + high) / 2) / span
+            weights.append(weight)
+            start = end
+        total = sum(weights)
+        if total <= 0:
+            weights, total = [c.requests for c in self.cohorts], self.requests
+        for cohort, weight in zip(self.cohorts, weights, strict=True):
+            cohort.generated_tokens += tokens * weight / total
+
+    def lose(self, requests: float) -> None:
+        """Let requests leave of whom nothing is known: each may be any."""
+        part = min(1.0, requests / self.requests)
+        for cohort in self.cohorts:
+            gone = cohort.requests * part
+            cohort.variance += gone * cohort.tokens_of_one**2 / 3
+            cohort.lost = True
+            cohort.take(gone)
+        self.drop_empty()
+
+    def correct(self, name: TokenSum, total: float, running: float) -> None:
+        """Make a sum over all cohorts what the counters say that it is.
+
+        What is missing or too much goes to those that run, evenly; nobody goes below nothing.
+        """
+        surplus = total - self.total(name)
+        if abs(surplus) < NOBODY:
+            return
+        for cohort, part in self.holding(running):
+            share = surplus * part * cohort.requests / running
+            setattr(cohort, name, max(0.0, getattr(cohort, name) + share))
+        now = self.total(name)
+        if now > 0:
+            for cohort in self.cohorts:
+                setattr(cohort, name, getattr(cohort, name) * max(0.0, total) / now)
+
+    def holding(self, running: float) -> list[tuple[Cohort, float]]:
+        """The cohorts whose requests hold blocks, and the part of each that does."""
+        result, left = [], running
+        for cohort in self.cohorts:
+            if left <= NOBODY:
+                break
+            result.append((cohort, min(1.0, left / cohort.requests)))
+            left -= cohort.requests
+        return result
+
+    def drop_empty(self) -> None:
+        """Forget cohorts that nobody is left of."""
+        self.cohorts = [c for c in self.cohorts if c.requests > NOBODY]

@@ -1,0 +1,234 @@
+"""Which cohort those who left belonged to, from the sums that the counters keep of them.
+
+A finished request leaves its prompt, its output and its end-to-end latency in the sums of three
+histograms (``v1/metrics/stats.py``, ``IterationStats.update_from_finished_request``), so for one
+that left between two scrapes all three are known. For several only their sums are.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from vllm_capacity.observe.cohorts import NOBODY, SPREAD, Cohort, CohortBook
+
+# Looking for the best set of cohorts costs requests × cohorts; beyond that each is a mean one.
+_MOST_SEARCHED = 4
+# Prompts in the book may be wrong after a wrong guess: one time in twenty, as a log-likelihood.
+_DOUBT = 2 * math.log(20)
+
+
+class Queue(NamedTuple):
+    """Requests that wait for their first token.
+
+    Attributes:
+        requests: how many.
+        first_seconds, last_seconds: they arrived between these times.
+        prompt_tokens: of one, as of the others.
+    """
+
+    requests: int
+    first_seconds: float
+    last_seconds: float
+    prompt_tokens: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Departure:
+    """Requests that left between two scrapes: what is known of them, as sums over them.
+
+    Attributes:
+        requests: how many.
+        arrived_seconds: when they arrived, on average; None: not known.
+        arrived_deviation_seconds: how far each one's arrival may be from that.
+        prompt_tokens: of all; None where not known.
+        prompt_deviation_tokens: how far it may be off for each.
+        generated_tokens: of all; None where not known.
+        reach_tokens: what one that runs generated between the two scrapes.
+        cached_tokens: of their prompts, from the prefix cache; None where not known.
+        queue: requests without a first token that they may have been instead.
+    """
+
+    requests: int
+    arrived_seconds: float | None
+    arrived_deviation_seconds: float
+    prompt_tokens: float | None
+    prompt_deviation_tokens: float = 0.0
+    generated_tokens: float | None = None
+    reach_tokens: float = 0.0
+    cached_tokens: float | None = None
+    queue: "Queue | None" = None
+
+    def of_one(self) -> "Departure":
+        """The mean one of them."""
+        n = self.requests
+        return replace(
+            self,
+            requests=1,
+            prompt_tokens=None if self.prompt_tokens is None else self.prompt_tokens / n,
+            generated_tokens=None if self.generated_tokens is None else self.generated_tokens / n,
+        )
+
+
+def depart(book: CohortBook, departure: Departure) -> list[tuple[Cohort, Cohort]]:
+    """Take requests out of the cohorts that they most likely belonged to.
+
+    Returns:
+        For each that could be placed: what was taken, and the cohort that it came from, which may
+        be empty now (``CohortBook.drop_empty``). Where the sum of prompts is known, prompts of
+        those who stay in these cohorts are what that leaves.
+    """
+    likeliest = _likeliest(book, departure)
+    taken = [(cohort.take(1.0), cohort) for cohort in likeliest if cohort is not None]
+    if len(taken) == departure.requests:
+        stay = _those_who_stay(book, taken)
+        if departure.prompt_tokens is not None and stay:
+            surplus = departure.prompt_tokens - sum(one.prompt_tokens for one, _ in taken)
+            for cohort in stay:
+                most = cohort.prompt_tokens - cohort.requests
+                cohort.prompt_tokens -= min(surplus / len(stay), most)
+        if departure.cached_tokens is not None and stay:
+            surplus = departure.cached_tokens - sum(one.cached_tokens for one, _ in taken)
+            for cohort in stay:
+                cached = cohort.cached_tokens - surplus / len(stay)
+                cohort.cached_tokens = min(max(0.0, cached), cohort.prompt_tokens)
+    return taken
+
+
+def _those_who_stay(book: CohortBook, taken: Sequence[tuple[Cohort, Cohort]]) -> list[Cohort]:
+    """Cohorts whose sums show what those who left had more than the mean of their cohort."""
+    stay = [cohort for _, cohort in taken if cohort.requests > NOBODY]
+    if stay:
+        return stay
+    origins = {cohort.arrived_seconds for _, cohort in taken}
+    return [c for c in book.cohorts if c.arrived_seconds in origins and c.requests > NOBODY]
+
+
+def _likeliest(book: CohortBook, departure: Departure) -> list[Cohort | None]:
+    """A cohort for each; None for one that was still queued."""
+    candidates = [_of_cohort(cohort) for cohort in book.cohorts if cohort.requests > NOBODY]
+    if departure.queue is not None and departure.queue.requests > 0:
+        candidates.append(_of_queue(departure.queue))
+    if not candidates:
+        return []
+    count = departure.requests
+    costs = _misfits(departure.of_one(), candidates, ())
+    chosen = [candidates[costs.index(min(costs))]] * count
+    if 1 < count <= _MOST_SEARCHED:
+        for slot in (*range(count), *range(count)):
+            rest = (*chosen[:slot], *chosen[slot + 1 :])
+            misfits = _misfits(departure, candidates, rest)
+            chosen[slot] = candidates[misfits.index(min(misfits))]
+    return _no_more_than_there_are(chosen, candidates, costs)
+
+
+@dataclass(slots=True, eq=False)
+class _Candidate:
+    """One request of a cohort or of the queue, as far as these tell."""
+
+    cohort: Cohort | None
+    room: float
+    arrived: float
+    arrived_variance: float
+    arrived_half_range: float
+    prompt: float
+    prompt_variance: float
+    doubted_variance: float
+    generated: float
+    prior: float
+
+
+def _of_cohort(cohort: Cohort) -> _Candidate:
+    requests = cohort.requests
+    return _Candidate(
+        cohort=cohort,
+        room=requests,
+        arrived=cohort.arrived_seconds,
+        arrived_variance=0.0,
+        arrived_half_range=0.0,
+        prompt=cohort.prompt_tokens / requests,
+        prompt_variance=cohort.prompt_variance(),
+        doubted_variance=1.0 + (SPREAD * cohort.prompt_tokens / requests) ** 2,
+        generated=cohort.generated_tokens / requests,
+        prior=-2 * math.log(requests),
+    )
+
+
+def _of_queue(queue: Queue) -> _Candidate:
+    spread = SPREAD * queue.prompt_tokens
+    return _Candidate(
+        cohort=None,
+        room=queue.requests,
+        arrived=(queue.first_seconds + queue.last_seconds) / 2,
+        arrived_variance=(queue.last_seconds - queue.first_seconds) ** 2 / 12,
+        arrived_half_range=(queue.last_seconds - queue.first_seconds) / 2,
+        prompt=queue.prompt_tokens,
+        prompt_variance=1.0 + spread * spread,
+        doubted_variance=1.0 + spread * spread,
+        generated=0.0,
+        prior=-2 * math.log(queue.requests),
+    )
+
+
+def _misfits(
+    departure: Departure, candidates: Sequence[_Candidate], rest: Sequence[_Candidate]
+) -> list[float]:
+    """How badly each candidate together with the rest explains the sums.
+
+    Minus twice the log-likelihood, up to a constant; infinite for one that has nobody left.
+    """
+    count = departure.requests
+    no_arrival = departure.arrived_seconds is None
+    arrived = 0.0 if departure.arrived_seconds is None else departure.arrived_seconds * count
+    arrived -= sum(c.arrived for c in rest)
+    arrived_variance = departure.arrived_deviation_seconds**2 * count + NOBODY
+    arrived_variance += sum(c.arrived_variance for c in rest)
+    no_prompt = departure.prompt_tokens is None
+    prompt = (departure.prompt_tokens or 0.0) - sum(c.prompt for c in rest)
+    spread = sum(c.prompt_variance for c in rest) + departure.prompt_deviation_tokens**2 * count
+    no_output = departure.generated_tokens is None
+    generated = (departure.generated_tokens or 0.0) + count * departure.reach_tokens / 2
+    generated -= sum(c.generated for c in rest)
+    generated_variance = (0.35 * departure.reach_tokens + 1.0) ** 2 * count
+    misfits = []
+    for c in candidates:
+        cost = c.prior if c not in rest or c.room - rest.count(c) >= 0.5 else math.inf
+        if not no_arrival:
+            variance = arrived_variance + c.arrived_variance
+            off = abs(c.arrived - arrived)
+            if count == 1 and c.cohort is None:
+                variance = arrived_variance
+                off = max(0.0, off - c.arrived_half_range)
+                cost += 2 * math.log(1 + c.arrived_half_range)
+            cost += off * off / variance + math.log(variance)
+        if not no_prompt:
+            miss = (c.prompt - prompt) ** 2
+            variance, doubted = spread + c.prompt_variance, spread + c.doubted_variance
+            cost += min(
+                miss / variance + math.log(variance),
+                miss / doubted + math.log(doubted) + _DOUBT,
+            )
+        if not no_output:
+            cost += (c.generated - generated) ** 2 / generated_variance
+        misfits.append(cost)
+    return misfits
+
+
+def _no_more_than_there_are(
+    chosen: Sequence[_Candidate], candidates: Sequence[_Candidate], costs: Sequence[float]
+) -> list[Cohort | None]:
+    """No cohort gives more requests than it has: the next likely one gives the others."""
+    ranked: list[_Candidate] | None = None
+    result: list[Cohort | None] = []
+    for candidate in chosen:
+        giver: _Candidate | None = candidate
+        if candidate.room < 0.5:
+            if ranked is None:
+                order = sorted(range(len(candidates)), key=costs.__getitem__)
+                ranked = [candidates[i] for i in order]
+            giver = next((c for c in ranked if c.room >= 0.5), None)
+        if giver is None:
+            break
+        giver.room -= 1
+        result.append(giver.cohort)
+    return result

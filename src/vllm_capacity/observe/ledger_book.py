@@ -1,0 +1,252 @@
+"""The book of cohorts, brought from one scrape to the next by what the counters say happened."""
+
+from typing import NamedTuple
+
+from vllm_capacity.observe.cohorts import NOBODY, SPREAD, TOKEN_SUMS, Cohort, CohortBook
+from vllm_capacity.observe.departures import Departure, Queue, depart
+from vllm_capacity.observe.hang_ups import HangUps
+from vllm_capacity.observe.ledger_counters import LedgerCounters
+
+
+class _Sums(NamedTuple):
+    """Sums over requests."""
+
+    prompt_tokens: float = 0.0
+    cached_tokens: float = 0.0
+    generated_tokens: float = 0.0
+
+    @classmethod
+    def of(cls, book: CohortBook) -> "_Sums":
+        return cls(*(book.total(name) for name in TOKEN_SUMS))
+
+    def less(self, other: "_Sums") -> "_Sums":
+        return _Sums(*(mine - theirs for mine, theirs in zip(self, other, strict=True)))
+
+
+class LedgerBook:
+    """Who is past the first token on one engine, as of the scrape before.
+
+    Attributes:
+        cohorts: they, oldest first.
+        suspects: requests taken out lately because their clients hung up; the engine may not have
+            noticed yet, or they were not the engine's.
+    """
+
+    def __init__(self) -> None:
+        self.cohorts = CohortBook()
+        self.suspects: list[Cohort] = []
+        self._gap = 0.0
+
+    def follow(
+        self,
+        before: LedgerCounters,
+        now: LedgerCounters,
+        hang_ups: HangUps,
+        *,
+        pending_tokens: float,
+    ) -> None:
+        """Take into account what happened between two scrapes.
+
+        Args:
+            before: the earlier scrape.
+            now: the later one.
+            hang_ups: clients that hung up meanwhile, as the HTTP server tells.
+            pending_tokens: prompts admitted that have no first token yet.
+        """
+        book = self.cohorts
+        passed = now.since(before)
+        for cohort in self.suspects[: max(0, -hang_ups.requests)]:
+            book.put_back(cohort)  # they had finished
+        self._admit(passed, now)
+        if not book.cohorts:
+            return
+        reach = _reach(before, now, passed)
+        left = _Sums(
+            book.total("prompt_tokens") - passed.finished_prompt_tokens,
+            book.total("cached_tokens") - passed.finished_cached_tokens,
+            book.total("generated_tokens")
+            + passed.generated_tokens
+            - passed.finished_generated_tokens,
+        )
+        left = left.less(self._finish(now, passed, reach))
+        left = left.less(self._hang_up(now, passed, hang_ups, reach))
+        book.drop_empty()
+        self._advance(before, now, passed, left.generated_tokens, reach)
+        running = max(1.0, now.running)
+        book.correct("prompt_tokens", left.prompt_tokens, running)
+        book.correct("cached_tokens", left.cached_tokens, running)
+        book.correct("generated_tokens", left.generated_tokens, running)
+        if passed.generated_tokens > 0:
+            self._compare_with_those_who_run(now, pending_tokens)
+
+    def _compare_with_those_who_run(self, now: LedgerCounters, pending_tokens: float) -> None:
+        """With an empty queue all run. What two scrapes in a row contradict was a wrong guess.
+
+        Only scrapes between which the engine took a step count: its gauges stand still otherwise.
+        """
+        gap = self.cohorts.requests - now.running if now.waiting == 0 else 0.0
+        too_many, too_few = min(gap, self._gap), min(-gap, -self._gap)
+        if too_many > NOBODY:
+            self.cohorts.lose(too_many)
+            gap -= too_many
+        elif too_few >= 1 and pending_tokens <= 0:
+            for cohort in self.suspects[: round(too_few)]:
+                self.cohorts.put_back(cohort)
+                gap += cohort.requests
+            self.suspects = []
+        self._gap = gap
+
+    def _admit(self, passed: LedgerCounters, now: LedgerCounters) -> None:
+        """Requests that got their first token.
+
+        A page is not written in one instant, so prompts may be counted on a page that does not
+        count their first tokens yet, or the other way round: they go to the youngest.
+        """
+        book, requests = self.cohorts, passed.first_tokens
+        if requests > 0:
+            waited = passed.first_token_seconds / requests
+            book.admit(
+                Cohort(
+                    _arrival(now, passed, waited),
+                    requests,
+                    passed.prompt_tokens,
+                    passed.cached_tokens,
+                )
+            )
+        elif book.cohorts:
+            book.cohorts[-1].prompt_tokens += passed.prompt_tokens
+            book.cohorts[-1].cached_tokens += passed.cached_tokens
+        if passed.prompt_tokens > 0 and book.cohorts:
+            youngest = book.cohorts[-1]
+            computed = youngest.prompt_tokens - youngest.cached_tokens
+            youngest.copies = youngest.prompt_tokens / max(1.0, computed)
+
+    def _finish(self, now: LedgerCounters, passed: LedgerCounters, reach: float) -> "_Sums":
+        """Requests that finished; returns what thereby turns out to have been misjudged before."""
+        book, requests = self.cohorts, round(passed.finished)
+        if requests <= 0:
+            return _Sums()
+        expected = _Sums.of(book).less(
+            _Sums(
+                passed.finished_prompt_tokens,
+                passed.finished_cached_tokens,
+                passed.finished_generated_tokens - requests * reach / 2,
+            )
+        )
+        both = round(passed.finished_outputs) == requests
+        taken = depart(
+            book,
+            Departure(
+                requests=requests,
+                arrived_seconds=_arrival(now, passed, passed.finished_seconds / requests),
+                arrived_deviation_seconds=0.4 * passed.taken_at_seconds,
+                prompt_tokens=passed.finished_prompt_tokens,
+                cached_tokens=passed.finished_cached_tokens,
+                generated_tokens=passed.finished_generated_tokens if both else None,
+                reach_tokens=reach,
+            ),
+        )
+        if any(one.lost for one, _ in taken):
+            return expected.less(_Sums.of(book))
+        if any(cohort.variance for _, cohort in taken):  # who hung up may have shared or not
+            return _Sums(cached_tokens=expected.less(_Sums.of(book)).cached_tokens)
+        return _Sums()
+
+    def _hang_up(
+        self, now: LedgerCounters, passed: LedgerCounters, hang_ups: HangUps, reach: float
+    ) -> "_Sums":
+        """Requests whose clients hung up; returns what they had."""
+        book, requests = self.cohorts, hang_ups.requests
+        if requests or self._gap > -1:
+            self.suspects = []
+        if requests <= 0 or not book.cohorts:
+            return _Sums()
+        prompts = hang_ups.prompt_tokens
+        before = _Sums.of(book)
+        taken = depart(
+            book,
+            Departure(
+                requests=requests,
+                arrived_seconds=_arrival(now, passed, hang_ups.seconds / requests),
+                arrived_deviation_seconds=0.4 * passed.taken_at_seconds,
+                prompt_tokens=prompts,
+                prompt_deviation_tokens=0.0 if prompts is None else 5 + 0.05 * prompts / requests,
+                reach_tokens=reach,
+                queue=self._queue(now, passed),
+            ),
+        )
+        gone = before.less(_Sums.of(book))
+        for one, cohort in taken:
+            one.generated_tokens += reach / 2
+            self.suspects.append(one)
+            self._doubt(one, cohort, sure=prompts is not None)
+        counted_in = len(taken) == requests and prompts is not None
+        return _Sums(
+            prompts if counted_in and prompts is not None else gone.prompt_tokens,
+            gone.cached_tokens,
+            gone.generated_tokens + len(taken) * reach / 2,
+        )
+
+    def _queue(self, now: LedgerCounters, passed: LedgerCounters) -> Queue | None:
+        book = self.cohorts
+        requests = max(now.waiting, now.waiting - passed.waiting)
+        first = max(cohort.arrived_seconds for cohort in book.cohorts)
+        if requests <= 0 or not now.first_tokens:
+            return None
+        return Queue(
+            requests,
+            min(first, now.taken_at_seconds),
+            now.taken_at_seconds,
+            now.prompt_tokens / now.first_tokens,
+        )
+
+    def _advance(
+        self,
+        before: LedgerCounters,
+        now: LedgerCounters,
+        passed: LedgerCounters,
+        target: float,
+        reach: float,
+    ) -> None:
+        """Hand out what those who stay generated: the oldest ran all the time."""
+        book = self.cohorts
+        tokens = target - book.total("generated_tokens")
+        if not book.cohorts or tokens <= 0 or reach <= 0:
+            return
+        batch = tokens / reach
+        fewest, most = sorted((max(0.0, before.running - passed.finished), float(now.running)))
+        always = sometimes = batch
+        if fewest < batch < most:
+            always, sometimes = max(fewest, 2 * batch - most), min(most, 2 * batch - fewest)
+        if book.requests > now.running:
+            book.split(always)
+            book.split(sometimes)
+        book.advance(tokens, always, sometimes)
+
+    def _doubt(self, one: Cohort, origin: Cohort, *, sure: bool) -> None:
+        """Remember that another may have left than the one that was taken."""
+        tokens = one.tokens_of_one
+        doubted = tokens / 4 if sure else SPREAD * tokens
+        variance = doubted * doubted
+        heir = origin
+        if origin.requests <= NOBODY:
+            others = [c for c in self.cohorts.cohorts if c.requests > NOBODY]
+            if not others:
+                return
+            heir = min(others, key=lambda c: abs(c.arrived_seconds - origin.arrived_seconds))
+        elif not sure:
+            heir.lost = True
+        heir.variance += variance
+
+
+def _reach(before: LedgerCounters, now: LedgerCounters, passed: LedgerCounters) -> float:
+    """Tokens that a request generated that ran all the time."""
+    most = max(before.running, now.running, 1)
+    if passed.steps > 0 and passed.generated_tokens <= 2 * most * passed.steps:
+        return passed.steps
+    return 2 * passed.generated_tokens / max(1, before.running + now.running)
+
+
+def _arrival(now: LedgerCounters, passed: LedgerCounters, served_seconds: float) -> float:
+    """When one arrived that left in the middle of the time that passed."""
+    return now.taken_at_seconds - passed.taken_at_seconds / 2 - served_seconds
