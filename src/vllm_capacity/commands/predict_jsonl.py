@@ -169,7 +169,9 @@ def _refused(identity: Any, error: InputError) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     """A value that any JSON reader takes, shortened where it is long."""
-    if value is None or isinstance(value, bool | str) and len(str(value)) <= _LONGEST_VALUE:
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str) and len(value) <= _LONGEST_VALUE:
         return value
     if isinstance(value, int) and abs(value) < 1 << 62:
         return value

@@ -7,8 +7,8 @@ follow from the operations; ``docs/method.md`` shows them against measured start
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from vllm_capacity.predict.decoder import Decoder
 from vllm_capacity.predict.dtypes import element_bytes
-from vllm_capacity.predict.model_config import Decoder
 from vllm_capacity.predict.parallel import Rank
 from vllm_capacity.predict.vllm_version import VllmVersion
 from vllm_capacity.units import MIB, Bytes
@@ -30,8 +30,8 @@ _MOE_WORKSPACE_STAYS = VllmVersion(0, 13)
 _CUBLAS_HOPPER = 32 * MIB
 _CUBLAS = 8 * MIB
 #: How far measured peaks lie from the law: residuals of the start-ups in docs/method.md.
-_LAW_ERROR_RATIO = 0.05
-_LAW_ERROR_BYTES = 128 * MIB
+_LAW_ERROR_RATIO = 0.03
+_LAW_ERROR_BYTES = 96 * MIB
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,14 +146,16 @@ def activation_peak(
     cublas = _CUBLAS_HOPPER if capability in {None, (9, 0)} else _CUBLAS
     workspace = _moe_workspace(decoder, rank, tokens, width)
     kept = workspace if version >= _MOE_WORKSPACE_STAYS else 0
-    base = width * tokens * hidden + cublas
+    # A stage receives hidden states and residual besides its own.
+    passed_on = 2 * width * tokens * hidden if rank.pp_size > 1 else 0
+    base = width * tokens * hidden + cublas + passed_on
     rows = 2 * width * max_num_seqs * hidden
 
     def sampling(bytes_per_logit: float) -> int:
         logits = bytes_per_logit * max_num_seqs * decoder.vocab_size
         return round(logits) + base + rows + kept
 
-    phases = [_forward_phase(decoder, rank, tokens, width, base, workspace)]
+    phases = [_forward_phase(decoder, rank, tokens, width=width, base=base, workspace=workspace)]
     if rank.is_last_stage:
         origin = f"{sampler.name}, {sampler.bytes_per_logit:g} bytes a logit"
         peak = Bytes(sampling(sampler.bytes_per_logit))
@@ -173,21 +175,19 @@ def activation_peak(
 
 
 def _forward_phase(
-    decoder: Decoder, rank: Rank, tokens: int, width: int, base: int, workspace: int
+    decoder: Decoder, rank: Rank, tokens: int, *, width: int, base: int, workspace: int
 ) -> Phase:
     """The widest layer of the profiled batch."""
-    # A stage receives hidden states and residual besides its own.
-    passed_on = 2 * width * tokens * decoder.hidden_size if rank.pp_size > 1 else 0
     moe = decoder.moe
     if moe is not None and len(moe.layers) == decoder.num_hidden_layers:
         shared = 4 * width * tokens * moe.shared_intermediate_size // rank.tp_size
-        size = workspace + shared + 2 * base + passed_on
+        size = workspace + shared + base
         return Phase(name="experts", bytes=Bytes(size), origin="workspaces of the fused experts")
     # Gate and up, their copy, and the activated product: four widths of the intermediate.
     mlp = 4 * width * tokens * decoder.intermediate_size // rank.tp_size
     return Phase(
         name="mlp",
-        bytes=Bytes(max(mlp, workspace) + base + passed_on),
+        bytes=Bytes(max(mlp, workspace) + base),
         origin="gate, up and activated product of one layer",
     )
 

@@ -9,10 +9,15 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Flag:
-    """A trait that is fixed by the class, or read from the first of ``keys`` that is present."""
+    """A trait that is fixed by the class, or true where any of ``keys`` is.
+
+    Attributes:
+        override: config key that alone decides where it is present.
+    """
 
     keys: tuple[str, ...] = ()
     default: bool = False
+    override: str | None = None
 
 
 NEVER = Flag()
@@ -63,7 +68,7 @@ class Traits:
         head_dim_default: the config class's own default where the key is absent.
         kv_heads_default: whether an absent ``num_key_value_heads`` means as many as heads.
         tied_default: the config class's own ``tie_word_embeddings``.
-        embedding_on_every_stage: whether pipeline stages all build the input embedding.
+        complete_stages: whether every pipeline stage builds embedding, final norm and head.
         rotary_ratio: share of a head that is rotated where config.json does not say.
         rotary_dim_key: config key with the rotated elements per head.
         sliding_window_switch: config key that must be true for ``sliding_window`` to count.
@@ -82,7 +87,7 @@ class Traits:
     head_dim_default: int | None = None
     kv_heads_default: bool = False
     tied_default: bool = False
-    embedding_on_every_stage: bool = False
+    complete_stages: bool = False
     rotary_ratio: float = 1.0
     rotary_dim_key: str | None = None
     sliding_window_switch: str | None = None
@@ -93,7 +98,7 @@ class Traits:
 
 _LLAMA = Traits(
     source="llama.py",
-    qkv_bias=Flag(keys=("qkv_bias", "attention_bias", "bias")),
+    qkv_bias=Flag(keys=("attention_bias", "bias"), override="qkv_bias"),
     o_bias=Flag(keys=("attention_bias", "bias")),
     mlp_bias=Flag(keys=("mlp_bias",)),
     kv_heads_default=True,
@@ -136,6 +141,7 @@ TRAITS = {
         qkv_bias=Flag(keys=("attention_bias",)),
         qk_norm="head",
         sliding_window_switch="use_sliding_window",
+        complete_stages=True,
         moe=MoeTraits(
             experts_key="num_experts",
             width_key="moe_intermediate_size",
@@ -147,7 +153,7 @@ TRAITS = {
     ),
     "MixtralForCausalLM": Traits(
         source="mixtral.py",
-        embedding_on_every_stage=True,
+        complete_stages=True,
         moe=MoeTraits(
             experts_key="num_local_experts",
             width_key="intermediate_size",

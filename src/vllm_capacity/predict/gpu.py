@@ -44,7 +44,7 @@ _KNOWN = {
     "t4": _gpu("Tesla T4", "7.5", 14.56),
 }
 _NOISE = re.compile(r"nvidia|tesla|geforce|sxm\d?|pcie|hbm\d?e?|[\s_\-]+", re.IGNORECASE)
-_SIZE = re.compile(r"(\d+)g(?:i?b)?$")
+_SIZE = re.compile(r"(?<!\d)(\d{1,3})\s*gi?b?(?![a-z0-9])", re.IGNORECASE)
 _CATALOGUE_GB = {"h100": 80, "a100": 80, "h200": 141, "b200": 180, "t4": 16}
 _CATALOGUE_GB |= {"rtx4090": 24, "rtx3090": 24, "rtx5090": 32}
 
@@ -57,10 +57,9 @@ def gpu_named(name: str) -> Gpu | None:
     >>> gpu_named("A100 40GB") is None
     True
     """
-    key = _NOISE.sub("", name).lower()
-    size = _SIZE.search(key)
-    stem = key[: size.start()] if size else key
-    stem = stem if stem.startswith("rtx") or f"rtx{stem}" not in _KNOWN else f"rtx{stem}"
+    size = _SIZE.search(name)
+    stem = _NOISE.sub("", _SIZE.sub("", name)).lower()
+    stem = stem if stem in _KNOWN else f"rtx{stem}"
     if size is not None and int(size[1]) != _CATALOGUE_GB.get(stem):
         return None
     return _KNOWN.get(stem)

@@ -14,8 +14,8 @@ from vllm_capacity.predict.parallel import Rank
 from vllm_capacity.predict.vllm_version import VllmVersion
 from vllm_capacity.units import GIB, MIB, Bytes
 
-#: Loading rounds every tensor up to the allocator's 512 bytes and keeps small pools.
-_WEIGHTS_SLACK_RATIO = 0.006
+#: Repacking after load, small pools and what a loader leaves behind.
+_WEIGHTS_SLACK_RATIO = 0.004
 _GRAPH_ESTIMATE_BY_DEFAULT = VllmVersion(0, 21)
 _GRAPH_ESTIMATE_VARIABLE = "VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS"
 
@@ -45,7 +45,8 @@ class MemoryBudget:
 
     Attributes:
         requested_bytes: total × utilisation.
-        weights_bytes: parameters and buffers as constructed.
+        weights_bytes: parameters and buffers as the allocator counts them; the lower bound is
+            their own bytes.
         activation_peak_bytes: peak of the profiling run above the weights.
         activation_peak_phase: what makes that peak.
         non_torch_bytes: CUDA context, NCCL and the like.
@@ -89,6 +90,7 @@ def memory_budget(
     *,
     requested: Bytes,
     weights: Bytes,
+    allocator_slack: Bytes,
     activation: ActivationPeak,
     non_torch: Estimate,
     cuda_graph: Estimate,
@@ -96,10 +98,11 @@ def memory_budget(
 ) -> MemoryBudget:
     """The budget of one rank."""
     subtracted = cuda_graph if graph_is_subtracted else NOTHING
-    heavier = Bytes(weights + round(weights * _WEIGHTS_SLACK_RATIO) + 16 * MIB)
+    allocated = Bytes(weights + allocator_slack)
+    heavier = Bytes(allocated + round(allocated * _WEIGHTS_SLACK_RATIO) + 16 * MIB)
     return MemoryBudget(
         requested_bytes=requested,
-        weights_bytes=weights,
+        weights_bytes=allocated,
         weights_bytes_low=weights,
         weights_bytes_high=heavier,
         activation_peak_bytes=activation.bytes,
@@ -114,7 +117,7 @@ def memory_budget(
         cuda_graph_bytes_high=subtracted.high,
         cuda_graph_is_subtracted=graph_is_subtracted,
         kv_cache_bytes=Bytes(
-            requested - weights - activation.bytes - non_torch.bytes - subtracted.bytes
+            requested - allocated - activation.bytes - non_torch.bytes - subtracted.bytes
         ),
         kv_cache_bytes_low=Bytes(
             requested - heavier - activation.high - non_torch.high - subtracted.high
@@ -123,7 +126,7 @@ def memory_budget(
             requested - weights - activation.low - non_torch.low - subtracted.low
         ),
         origins={
-            "weights": "parameters and buffers of the model class, exact",
+            "weights": "parameters and buffers of the model class, as allocated",
             "activation_peak": activation.phase.origin,
             "non_torch": non_torch.origin,
             "cuda_graph": subtracted.origin,

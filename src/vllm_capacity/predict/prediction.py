@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from vllm_capacity.errors import EngineArgsError, Fault
 from vllm_capacity.predict.activation import activation_peak, choose_sampler
+from vllm_capacity.predict.checkpoint_quantization import read_quantization
 from vllm_capacity.predict.engine_args import EngineArgs
 from vllm_capacity.predict.gpu import Gpu
 from vllm_capacity.predict.kv_cache_plan import KVCacheGroup, KVCachePlan, Planner
@@ -21,12 +22,17 @@ from vllm_capacity.predict.memory_budget import (
     requested_bytes,
     subtracts_cuda_graphs,
 )
-from vllm_capacity.predict.model_config import Decoder, ModelConfig
+from vllm_capacity.predict.model_config import ModelConfig
 from vllm_capacity.predict.parallel import Rank, ranks, stage_layers
-from vllm_capacity.predict.quantization import Quantization, read_quantization
-from vllm_capacity.predict.resolved import Refusal, ResolvedArgs, check_head_dim, resolve
+from vllm_capacity.predict.quantization import Quantization
+from vllm_capacity.predict.resolved import Refusal, ResolvedArgs, resolve
 from vllm_capacity.predict.vllm_version import NEWEST_KNOWN, VllmVersion
-from vllm_capacity.predict.weights import kv_heads_per_rank, refusal, weights_bytes
+from vllm_capacity.predict.weights import (
+    allocator_slack_bytes,
+    kv_heads_per_rank,
+    refusal,
+    weights_bytes,
+)
 from vllm_capacity.units import Bytes, Tokens
 
 
@@ -106,7 +112,7 @@ class _Prediction:
             names = ", ".join(args.not_covered)
             raise Refusal(f"the effect of these arguments is not described exactly yet: {names}")
         self.deployment = deployment
-        self.decoder: Decoder = model.decoder
+        self.decoder = model.decoder
         self.version = deployment.vllm_version or NEWEST_KNOWN
         self.quantization = _quantization(model, args)
         self.resolved = resolve(
@@ -117,7 +123,6 @@ class _Prediction:
             quantization=self.quantization,
             env=deployment.env,
         )
-        check_head_dim(model)
         self.ranks = ranks(
             tensor_parallel=self.resolved.tensor_parallel_size,
             pipeline_parallel=self.resolved.pipeline_parallel_size,
@@ -158,6 +163,12 @@ class _Prediction:
             raise Refusal(f"vLLM refuses to start: {error}") from None
 
     def _check_layout(self) -> None:
+        moe = self.decoder.moe
+        if moe is not None and not all(moe.layers.intersection(stage) for stage in self.stages):
+            # Source: vLLM 0.32 models/qwen3_moe.py, models/glm4_moe.py.
+            raise Refusal("vLLM refuses to start: a pipeline stage has no sparse layer")
+        if self.decoder.rope is None and len(self.stages) > 1:
+            raise Refusal("pipeline stages of this architecture are not described exactly yet")
         reason = refusal(self.decoder, self.ranks[0], self.quantization, self.stages[0])
         if reason is not None:
             raise Refusal(reason)
@@ -276,6 +287,13 @@ class _Prediction:
         return memory_budget(
             requested=requested_bytes(gpu, resolved.gpu_memory_utilization, self.version),
             weights=weights,
+            allocator_slack=allocator_slack_bytes(
+                self.decoder,
+                rank,
+                self.stages[rank.pp_rank],
+                dtype=resolved.dtype,
+                quantization=self.quantization,
+            ),
             activation=peak,
             non_torch=non_torch(rank, self.version),
             cuda_graph=cuda_graphs(enforce_eager=resolved.enforce_eager),

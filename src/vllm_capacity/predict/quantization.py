@@ -6,11 +6,9 @@ What counts are the parameters as vLLM creates them, before any repacking after 
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from vllm_capacity.predict.fields import Fields
 from vllm_capacity.predict.modules import Linear, RoutedExperts
 from vllm_capacity.units import ceil_div
 
@@ -72,7 +70,7 @@ class Unquantized(Quantization):
 
     def experts_bytes(self, experts: RoutedExperts, element_bytes: int) -> int:
         """Gate, up and down projections of every expert."""
-        return element_bytes * _expert_elements(experts)
+        return element_bytes * expert_elements(experts)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,7 +105,7 @@ class Fp8(Quantization):
         """Quantised experts; an ignored block keeps the model's dtype."""
         if any(experts.name in entry for entry in self.ignored if "experts" in entry):
             return Unquantized().experts_bytes(experts, element_bytes)
-        return _expert_elements(experts) + _FLOAT32 * self._expert_scales(experts)
+        return expert_elements(experts) + _FLOAT32 * self._expert_scales(experts)
 
     def ignores(self, linear: Linear) -> bool:
         """Whether the checkpoint leaves this layer in the model's dtype.
@@ -131,13 +129,14 @@ class Fp8(Quantization):
         return self._linear_refusal(module, split=tensor_parallel > 1)
 
     def _linear_refusal(self, linear: Linear, *, split: bool) -> str | None:
+        # Fused column-split layers may mismatch: layers/linear.py,
+        # _maybe_allow_fp8_block_shape_mismatch.
         rows, columns = self.block
         if split and linear.split == "row" and linear.input_size % columns:
             return _straddles(linear.name, linear.input_size, self.block)
-        whole = split and linear.split == "column"
-        for size in linear.output_sizes if whole else linear.output_sizes[:-1]:
-            if size % rows:
-                return _straddles(linear.name, size, self.block)
+        alone = len(linear.output_sizes) == 1
+        if split and linear.split == "column" and alone and linear.output_sizes[0] % rows:
+            return _straddles(linear.name, linear.output_sizes[0], self.block)
         return None
 
     def _expert_block(self, experts: RoutedExperts) -> tuple[int, int] | None:
@@ -181,8 +180,8 @@ class ModelOptFp8(Fp8):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CompressedTensorsFp8(Fp8):
-    """compressed-tensors' 8-bit floats; every KV scale has a zero point.
+class CompressedTensors(Quantization, ABC):
+    """What all of compressed-tensors' schemes share; every KV scale has a zero point.
 
     Source: vLLM 0.32 ``compressed_tensors/compressed_tensors.py``,
     ``CompressedTensorsKVCacheMethod``.
@@ -194,9 +193,24 @@ class CompressedTensorsFp8(Fp8):
 
     def ignores(self, linear: Linear) -> bool:
         """Exact names or ``re:`` patterns of the checkpoint's modules."""
-        return all(
-            any(_matches(pattern, shard) for pattern in self.ignored) for shard in linear.shards
-        )
+        return _matches_all(self.ignored, linear)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CompressedTensorsFp8(Fp8):
+    """compressed-tensors' 8-bit floats."""
+
+    name: ClassVar[str | None] = "compressed-tensors"
+    kv_scale_elements: ClassVar[int] = 3
+    kv_scale_float32s: ClassVar[int] = 3
+
+    def ignores(self, linear: Linear) -> bool:
+        """Exact names or ``re:`` patterns of the checkpoint's modules."""
+        return _matches_all(self.ignored, linear)
+
+
+def _matches_all(ignored: frozenset[str], linear: Linear) -> bool:
+    return all(any(_matches(pattern, shard) for pattern in ignored) for shard in linear.shards)
 
 
 def _matches(pattern: str, name: str) -> bool:
@@ -205,7 +219,8 @@ def _matches(pattern: str, name: str) -> bool:
     return pattern == name
 
 
-def _expert_elements(experts: RoutedExperts) -> int:
+def expert_elements(experts: RoutedExperts) -> int:
+    """Gate, up and down projections of the experts on this rank."""
     return 3 * experts.num_experts * experts.hidden_size * experts.intermediate_size
 
 
@@ -214,85 +229,3 @@ def _straddles(name: str, size: int, block: tuple[int, int]) -> str:
         f"vLLM refuses to start: {name} has {size} rows or columns on a rank, which quantisation "
         f"blocks of {block[0]} × {block[1]} do not divide"
     )
-
-
-def read_quantization(
-    config: Mapping[str, Any] | None, *, argument: str | None
-) -> tuple[Quantization | None, str | None]:
-    """The quantisation of a checkpoint, or one sentence why it is not described exactly.
-
-    Args:
-        config: ``quantization_config`` as published, None without one.
-        argument: ``--quantization``.
-    """
-    if config is None:
-        if argument is not None:
-            return None, f"quantising at load (--quantization {argument}) is not covered yet"
-        return Unquantized(), None
-    method = config.get("quant_method")
-    name = str(method).lower().replace("compressed_tensors", "compressed-tensors")
-    if argument is not None and argument != name:
-        return None, f"--quantization {argument} over a {name} checkpoint is not covered"
-    reader = {"fp8": _fp8, "compressed-tensors": _compressed_tensors, "modelopt": _modelopt}
-    if name not in reader:
-        return None, f"quantisation {name} is not described exactly yet"
-    return reader[name](Fields(config, path="quantization_config.", faults=[]))
-
-
-_Read = tuple[Quantization | None, str | None]
-
-
-def _fp8(config: Fields) -> _Read:
-    scheme = config.text("activation_scheme")
-    if scheme not in {"static", "dynamic"} or config.has("store_dtype"):
-        return None, "this fp8 checkpoint's activation_scheme is not understood"
-    ignored = config.texts("ignored_layers") or config.texts("modules_to_not_convert") or ()
-    block = config.integers("weight_block_size")
-    if block is None and config.has("weight_block_size"):
-        return None, "weight_block_size must be two whole numbers"
-    if block is None:
-        return Fp8(
-            scale="tensor", static_input=scheme == "static", ignored=frozenset(ignored)
-        ), None
-    if len(block) != 2 or min(block) < 1 or scheme == "static":
-        return None, "fp8 blocks need two sizes and dynamic activations"
-    return Fp8(scale="block", block=(block[0], block[1]), ignored=frozenset(ignored)), None
-
-
-def _modelopt(config: Fields) -> _Read:
-    inner = config.mapping("quantization") or config
-    algorithm = inner.text("quant_algo")
-    if algorithm != "FP8" or inner.has("quantized_layers"):
-        return None, f"ModelOpt algorithm {algorithm} is not described exactly yet"
-    ignored = inner.texts("exclude_modules") or inner.texts("ignore") or ()
-    if any(entry != "lm_head" for entry in ignored):
-        return None, "ModelOpt with modules excluded besides lm_head is not covered yet"
-    cache = inner.text("kv_cache_quant_algo")
-    if cache not in {None, "FP8"}:
-        return None, f"ModelOpt KV cache algorithm {cache} is not described exactly yet"
-    return ModelOptFp8(
-        scale="tensor",
-        static_input=True,
-        ignored=frozenset(ignored),
-        kv_cache_dtype="fp8_e4m3" if cache == "FP8" else None,
-    ), None
-
-
-def _compressed_tensors(config: Fields) -> _Read:
-    groups = config.mapping("config_groups")
-    if config.text("format") != "float-quantized" or groups is None or len(groups.values) != 1:
-        return None, "this compressed-tensors format is not described exactly yet"
-    if any(config.values.get(key) for key in ("kv_cache_scheme", "transform_config")):
-        return None, "compressed-tensors with a KV cache scheme or transforms is not covered yet"
-    group = groups.mapping(next(iter(groups.values)))
-    weights = group.mapping("weights") if group is not None else None
-    if group is None or weights is None or group.texts("targets") != ("Linear",):
-        return None, "compressed-tensors groups other than all Linear layers are not covered"
-    inputs = group.mapping("input_activations")
-    scale = {"channel": "channel", "tensor": "tensor"}.get(weights.text("strategy") or "")
-    bits = (weights.text("type"), weights.integer("num_bits"))
-    if inputs is None or scale is None or bits != ("float", 8):
-        return None, "this compressed-tensors scheme is not described exactly yet"
-    ignored = config.texts("ignore") or ()
-    static = inputs.boolean("dynamic") is False
-    return CompressedTensorsFp8(scale=scale, static_input=static, ignored=frozenset(ignored)), None

@@ -1,15 +1,18 @@
 """What vLLM makes of its arguments: every default resolved."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from vllm_capacity.predict.decoder import Decoder, MoeShape
 from vllm_capacity.predict.dtypes import FP8_KV_CACHE_DTYPES, MODEL_DTYPES, kv_element_bytes
 from vllm_capacity.predict.engine_args import EngineArgs
 from vllm_capacity.predict.gpu import Gpu
 from vllm_capacity.predict.model_config import ModelConfig
 from vllm_capacity.predict.quantization import Quantization
 from vllm_capacity.predict.vllm_version import VllmVersion
-from vllm_capacity.units import GIB, Tokens
+from vllm_capacity.predict.weights import VOCAB_PADDING
+from vllm_capacity.units import GIB, Tokens, round_up
 
 #: Source: vLLM 0.32 ``config/cache.py``, ``CacheConfig.DEFAULT_BLOCK_SIZE``.
 DEFAULT_BLOCK_SIZE = 16
@@ -20,6 +23,7 @@ _FP8_CAPABILITY = (8, 9)
 #: FlashAttention's heads: multiples of 8, at most 256 elements.
 #: Source: vLLM 0.32 ``v1/attention/backends/flash_attn.py``, ``supports_head_size``.
 _MAX_HEAD_DIM = 256
+_OTHER_VENDORS = re.compile(r"\b(amd|radeon|instinct|mi\d{2,3}x?|intel|gaudi|tpu)\b", re.IGNORECASE)
 
 
 class Refusal(Exception):  # noqa: N818 (a verdict, not a failure)
@@ -80,7 +84,9 @@ def resolve(
     Raises:
         Refusal: vLLM would not start so, or what it would do is not described exactly.
     """
-    _check_parallel(model, args)
+    decoder = _decoder(model)
+    _check_parallel(decoder, args)
+    _check_surroundings(gpu, env)
     dtype = _dtype(model, args, gpu)
     kv_cache_dtype = _kv_cache_dtype(args, quantization, gpu)
     width = kv_element_bytes(kv_cache_dtype, dtype)
@@ -102,22 +108,28 @@ def resolve(
         tensor_parallel_size=args.tensor_parallel_size or 1,
         pipeline_parallel_size=args.pipeline_parallel_size or 1,
         data_parallel_size=args.data_parallel_size or 1,
-        enable_expert_parallel=bool(args.enable_expert_parallel) and model_is_sparse(model),
+        enable_expert_parallel=bool(args.enable_expert_parallel) and decoder.moe is not None,
         enforce_eager=bool(args.enforce_eager),
         fits_max_model_len=args.max_model_len == -1,
         max_concurrent_batches=_max_concurrent_batches(args, version, env),
     )
 
 
-def model_is_sparse(model: ModelConfig) -> bool:
-    """Whether the model routes tokens to experts."""
-    return model.decoder is not None and model.decoder.moe is not None
-
-
-def _check_parallel(model: ModelConfig, args: EngineArgs) -> None:
-    decoder, tp = model.decoder, args.tensor_parallel_size or 1
-    if decoder is None:
+def _decoder(model: ModelConfig) -> Decoder:
+    if model.decoder is None:
         raise Refusal(model.unsupported or "the model is not described exactly")
+    return model.decoder
+
+
+def _check_surroundings(gpu: Gpu | None, env: Mapping[str, str]) -> None:
+    if gpu is not None and _OTHER_VENDORS.search(gpu.name):
+        raise Refusal(f"only NVIDIA GPUs are described, not {gpu.name}")
+    if env.get("VLLM_USE_V1") == "0":
+        raise Refusal("the V0 engine (VLLM_USE_V1=0) is not described")
+
+
+def _check_parallel(decoder: Decoder, args: EngineArgs) -> None:
+    tp = args.tensor_parallel_size or 1
     heads, kv_heads = decoder.attention.num_heads, decoder.attention.num_kv_heads
     if heads % tp:
         raise Refusal(
@@ -129,16 +141,19 @@ def _check_parallel(model: ModelConfig, args: EngineArgs) -> None:
             f"vLLM refuses to start: {kv_heads} KV heads and tensor_parallel_size {tp} do not "
             "divide one another"
         )
+    head_dim = decoder.attention.head_dim
+    if head_dim % 8 or head_dim > _MAX_HEAD_DIM:
+        raise Refusal(f"heads of {head_dim} elements are not described exactly yet")
     if (args.pipeline_parallel_size or 1) > decoder.num_hidden_layers:
         raise Refusal("vLLM refuses to start: more pipeline stages than layers")
-    _check_widths(model, args)
+    _check_widths(decoder, tp)
+    if decoder.moe is not None:
+        _check_experts(decoder.moe, args, tp)
 
 
-def _check_widths(model: ModelConfig, args: EngineArgs) -> None:
-    decoder, tp = model.decoder, args.tensor_parallel_size or 1
-    assert decoder is not None  # noqa: S101 (the caller has checked)
-    widths = {"padded vocabulary": -(-decoder.vocab_size // 64) * 64}
+def _check_widths(decoder: Decoder, tp: int) -> None:
     moe = decoder.moe
+    widths = {"padded vocabulary": round_up(decoder.vocab_size, VOCAB_PADDING)}
     if moe is None or len(moe.layers) < decoder.num_hidden_layers:
         widths["intermediate_size"] = decoder.intermediate_size
     if moe is not None:
@@ -146,13 +161,20 @@ def _check_widths(model: ModelConfig, args: EngineArgs) -> None:
     for what, width in widths.items():
         if width % tp and decoder.rope is not None:
             raise Refusal(f"vLLM refuses to start: {what} {width} is not divisible by TP {tp}")
-    if moe is not None and not args.enable_expert_parallel:
-        ranks = tp * (args.data_parallel_size or 1)
-        if moe.intermediate_size % ranks:
-            raise Refusal(
-                f"vLLM refuses to start: experts {moe.intermediate_size} wide are not divisible "
-                f"over {ranks} GPUs"
-            )
+
+
+def _check_experts(moe: MoeShape, args: EngineArgs, tp: int) -> None:
+    replicas = args.data_parallel_size or 1
+    if args.enable_expert_parallel:
+        if moe.shared_intermediate_size and replicas > 1 and tp > 1:
+            raise Refusal("shared experts under EP with both TP and DP are not covered yet")
+        if moe.num_experts < tp * replicas:
+            raise Refusal("vLLM refuses to start: fewer experts than expert-parallel ranks")
+    elif moe.intermediate_size % (tp * replicas):
+        raise Refusal(
+            f"vLLM refuses to start: experts {moe.intermediate_size} wide are not divisible "
+            f"over {tp * replicas} GPUs"
+        )
 
 
 def _dtype(model: ModelConfig, args: EngineArgs, gpu: Gpu | None) -> str:
@@ -190,9 +212,8 @@ def _max_model_len(
     model: ModelConfig, args: EngineArgs, version: VllmVersion, env: Mapping[str, str]
 ) -> Tokens:
     """Source: vLLM 0.32 ``config/model.py``, ``_get_and_verify_max_len``."""
-    assert model.decoder is not None  # noqa: S101 (the caller has checked)
     default, longest = model.default_max_model_len or 1, model.longest_max_model_len or 1
-    rope = model.decoder.rope
+    rope = _decoder(model).rope
     asked = args.max_model_len
     if asked is None or asked == -1:
         if rope is not None and rope.rope_type == "yarn" and version < VllmVersion(0, 32):
@@ -294,14 +315,3 @@ def _max_concurrent_batches(args: EngineArgs, version: VllmVersion, env: Mapping
     if not overlaps or (v1_runner and stages > 1):
         return stages
     return stages + 1
-
-
-def check_head_dim(model: ModelConfig) -> None:
-    """Heads that FlashAttention does not take fall to other backends.
-
-    Raises:
-        Refusal: the head is not one of FlashAttention's.
-    """
-    head_dim = model.decoder.attention.head_dim if model.decoder is not None else 0
-    if head_dim % 8 or head_dim > _MAX_HEAD_DIM:
-        raise Refusal(f"heads of {head_dim} elements are not described exactly yet")

@@ -1,14 +1,13 @@
 """The parameters and buffers of every rank, as vLLM constructs them."""
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
+from vllm_capacity.predict.decoder import Decoder, MoeShape
 from vllm_capacity.predict.dtypes import element_bytes
-from vllm_capacity.predict.model_config import Decoder, MoeShape
 from vllm_capacity.predict.modules import Attention, Linear, Module, Plain, RoutedExperts
 from vllm_capacity.predict.parallel import Rank, local_experts, stage_layers
 from vllm_capacity.predict.quantization import Quantization, Unquantized
-from vllm_capacity.units import Bytes, round_up
+from vllm_capacity.units import MIB, Bytes, round_up
 
 #: Source: vLLM 0.32 ``layers/vocab_parallel_embedding.py``, ``DEFAULT_VOCAB_PADDING_SIZE``.
 VOCAB_PADDING = 64
@@ -16,6 +15,9 @@ VOCAB_PADDING = 64
 #: Source: vLLM 0.32 ``layers/attention/attention.py``, ``_init_kv_cache_quant``.
 _ATTENTION_SCALE_BYTES = 16
 _FLOAT32 = 4
+_LARGE_ALLOCATION = 10 * MIB
+_SEGMENT = 2 * MIB
+_SPLIT_ABOVE = 1 * MIB
 
 
 def padded_vocab(decoder: Decoder) -> int:
@@ -39,34 +41,93 @@ def weights_bytes(
     width = element_bytes(dtype)
     known: dict[tuple[int, int], Bytes] = {}
     sizes = []
+
+    def measure(module: Module) -> int:
+        return module_bytes(module, width, quantization)
+
     for rank in ranks:
         # Tensor-parallel ranks differ only where experts do not divide.
         key = rank.pp_rank, local_experts(decoder.moe.num_experts, rank) if decoder.moe else 0
         if key not in known:
             layers = stages[rank.pp_rank]
-            known[key] = Bytes(_rank_bytes(decoder, rank, layers, width, quantization))
+            alike = quantization.treats_layers_alike
+            known[key] = Bytes(_over_modules(decoder, rank, layers, measure, alike=alike))
         sizes.append(known[key])
     return tuple(sizes)
 
 
-def _rank_bytes(
-    decoder: Decoder, rank: Rank, layers: range, width: int, quantization: Quantization
+def _over_modules(
+    decoder: Decoder,
+    rank: Rank,
+    layers: range,
+    measure: Callable[[Module], int],
+    *,
+    alike: bool,
 ) -> int:
+    """The measure summed over a rank; ``alike`` layers of a kind are measured once."""
+
     def total(modules: Iterable[Module]) -> int:
-        return sum(module_bytes(module, width, quantization) for module in modules)
+        return sum(map(measure, modules))
 
     size = total(outer_modules(decoder, rank, layers))
-    if not quantization.treats_layers_alike:
+    if not alike:
         return size + sum(total(layer_modules(decoder, rank, layer)) for layer in layers)
-    kinds = Counter(_is_sparse(decoder, layer) for layer in layers)
-    for sparse, count in kinds.items():
-        example = next(layer for layer in layers if _is_sparse(decoder, layer) == sparse)
+    for count, example in _kinds(decoder, layers):
         size += count * total(layer_modules(decoder, rank, example))
     return size
 
 
+def _kinds(decoder: Decoder, layers: range) -> Iterator[tuple[int, int]]:
+    """How many dense and sparse layers there are, and an example of each."""
+    sparse = [layer for layer in layers if _is_sparse(decoder, layer)]
+    dense = [layer for layer in layers if not _is_sparse(decoder, layer)]
+    return ((len(kind), kind[0]) for kind in (dense, sparse) if kind)
+
+
 def _is_sparse(decoder: Decoder, layer: int) -> bool:
     return decoder.moe is not None and layer in decoder.moe.layers
+
+
+def allocator_slack_bytes(
+    decoder: Decoder,
+    rank: Rank,
+    layers: range,
+    *,
+    dtype: str,
+    quantization: Quantization,
+) -> Bytes:
+    """Bytes that PyTorch's allocator counts above the parameters' own.
+
+    A tensor of 10 MiB or more gets a segment of whole 2 MiB; what is left of it is given to
+    others only where it exceeds 1 MiB. Biases and scales are too small to count.
+
+    Source: PyTorch ``c10/cuda/CUDACachingAllocator.cpp``, ``get_allocation_size`` and
+    ``should_split``.
+    """
+    width = element_bytes(dtype)
+
+    def slack(module: Module) -> int:
+        return sum(map(_tensor_slack, _tensor_bytes(module, width, quantization)))
+
+    return Bytes(_over_modules(decoder, rank, layers, slack, alike=True))
+
+
+def _tensor_bytes(module: Module, width: int, quantization: Quantization) -> tuple[int, ...]:
+    """Bytes of each large tensor of a module."""
+    total = module_bytes(module, width, quantization)
+    if isinstance(module, RoutedExperts):
+        # Gate and up are one tensor, down another.
+        return (2 * total // 3, total // 3)
+    if isinstance(module, Linear):
+        return (total * module.elements // (module.elements + module.bias_elements),)
+    return (total,)
+
+
+def _tensor_slack(size: int) -> int:
+    if size < _LARGE_ALLOCATION:
+        return 0
+    slack = round_up(size, _SEGMENT) - size
+    return slack if slack <= _SPLIT_ABOVE else 0
 
 
 def module_bytes(module: Module, width: int, quantization: Quantization) -> int:
@@ -100,19 +161,19 @@ def layer_modules(decoder: Decoder, rank: Rank, layer: int) -> Iterator[Module]:
 
 def _embeddings(decoder: Decoder, rank: Rank) -> Iterator[Module]:
     """Input embedding, final norm and logits head; tied weights count once."""
+    everything = decoder.complete_stages
     rows = padded_vocab(decoder) // rank.tp_size
-    table = Plain(name="embed_tokens", elements=rows * decoder.hidden_size)
-    tied_here = decoder.tie_word_embeddings and rank.is_last_stage
-    has_table = rank.is_first_stage or tied_here or decoder.embedding_on_every_stage
-    if has_table:
-        yield table
+    table = rows * decoder.hidden_size
+    tied = decoder.tie_word_embeddings
+    if everything or rank.is_first_stage or (tied and rank.is_last_stage):
+        yield Plain(name="embed_tokens", elements=table)
     if decoder.rope is None:
         yield from _learned_positions(decoder)
-    if rank.is_last_stage:
+    if everything or rank.is_last_stage:
         norms = 2 if decoder.rope is None else 1
         yield Plain(name="norm", elements=norms * decoder.hidden_size)
-        if not decoder.tie_word_embeddings:
-            yield Plain(name="lm_head", elements=table.elements)
+        if not tied:
+            yield Plain(name="lm_head", elements=table)
 
 
 def _learned_positions(decoder: Decoder) -> Iterator[Module]:
