@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from vllm_capacity.commands.check import GAPS
-from vllm_capacity.export.catalogue import CATALOGUE, SCOPE_LABELS
+from vllm_capacity.export.catalogue import CATALOGUE
+from vllm_capacity.export.metric import SCOPE_LABELS
 from vllm_capacity.settings import DEFAULT_PORT, SETTINGS, Setting
 
 DOCS = Path(__file__).parent

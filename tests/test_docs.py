@@ -12,7 +12,8 @@ import pytest
 
 from vllm_capacity.cli import COMMANDS
 from vllm_capacity.commands.check import GAPS
-from vllm_capacity.export.catalogue import CATALOGUE, PREFIX
+from vllm_capacity.export.catalogue import CATALOGUE
+from vllm_capacity.export.metric import PREFIX
 from vllm_capacity.observe.metric_names import EXPECTED_METRICS
 from vllm_capacity.settings import SETTINGS
 

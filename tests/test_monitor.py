@@ -9,9 +9,9 @@ import pytest
 
 from vllm_capacity.errors import SourceError
 from vllm_capacity.monitor import Monitor
-from vllm_capacity.settings import TargetSettings
 from vllm_capacity.sources.model_files import ModelFiles, read_model_config
 from vllm_capacity.sources.vllm_http import ServedModel
+from vllm_capacity.target_settings import TargetSettings
 
 T = TypeVar("T")
 PAGE = (Path(__file__).parent / "data" / "vllm-0.32-metrics.txt").read_bytes()

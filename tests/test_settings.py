@@ -5,13 +5,12 @@ from pathlib import Path
 import pytest
 
 from vllm_capacity.errors import SettingsError
+from vllm_capacity.setting_values import duration_seconds, size_bytes
 from vllm_capacity.settings import (
     SETTINGS,
     Settings,
-    duration_seconds,
     read_settings_file,
     resolve_settings,
-    size_bytes,
 )
 
 TARGET = {"target": ["http://localhost:8000"]}

@@ -21,10 +21,11 @@ from vllm_capacity.export.collector import CapacityCollector
 from vllm_capacity.export.web import web_application
 from vllm_capacity.gpu_monitor import GpuMonitor
 from vllm_capacity.monitor import Monitor
-from vllm_capacity.settings import Settings, TargetSettings
+from vllm_capacity.settings import Settings
 from vllm_capacity.sources.model_files import ModelFiles, read_model_config
 from vllm_capacity.sources.nvml import Nvml
 from vllm_capacity.sources.vllm_http import VllmHttp, new_client
+from vllm_capacity.target_settings import TargetSettings
 
 log = structlog.get_logger()
 

@@ -17,9 +17,9 @@ from vllm_capacity.observe.engine_snapshot import PageSnapshot, snapshots_of_pag
 from vllm_capacity.observe.exposition import ExpositionParser
 from vllm_capacity.observe.metric_names import WANTED_NAMES
 from vllm_capacity.predict import Gpu
-from vllm_capacity.settings import TargetSettings
 from vllm_capacity.sources.model_files import ModelFiles
 from vllm_capacity.sources.vllm_http import ServedModel
+from vllm_capacity.target_settings import TargetSettings
 from vllm_capacity.units import Bytes
 
 T = TypeVar("T")

@@ -12,7 +12,8 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
 from vllm_capacity.compare.fleet import DURATION_BOUNDS_SECONDS, FleetAssessment, SourceHealth
-from vllm_capacity.export.catalogue import CATALOGUE, SCOPE_LABELS, Metric
+from vllm_capacity.export.catalogue import CATALOGUE
+from vllm_capacity.export.metric import SCOPE_LABELS, Metric
 
 log = structlog.get_logger()
 

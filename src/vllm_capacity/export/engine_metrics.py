@@ -1,0 +1,262 @@
+"""Metrics of one engine: capacity, occupancy, headroom, ledger and prediction errors."""
+
+from vllm_capacity.compare.assessment import EngineAssessment
+from vllm_capacity.export.metric import PREFIX, Metric, of_engine, of_engine_by
+from vllm_capacity.observe.token_ledger import LEDGER_STATES
+
+
+def _error(a: EngineAssessment, unit_quantities: tuple[str, ...]) -> dict[str, float | None]:
+    return {q: a.errors[q].difference for q in unit_quantities if q in a.errors}
+
+
+def _limit(a: EngineAssessment, name: str, value: int | None) -> dict[str, float | None]:
+    return {} if value is None else {a.limits.origins.get(name, "flag"): value}
+
+
+CAPACITY = (
+    of_engine(
+        "kv_cache_blocks",
+        "KV cache blocks that requests can hold; vLLM's null block is not counted.",
+        lambda a: a.reported.blocks,
+    ),
+    of_engine(
+        "kv_cache_block_size_tokens",
+        "Tokens a block.",
+        lambda a: a.snapshot.block_size_tokens,
+    ),
+    of_engine_by(
+        "kv_cache_capacity_tokens",
+        "KV cache capacity in tokens, aware of layer groups; reported by vLLM (0.25 and newer) "
+        "or derived from its blocks.",
+        "source",
+        lambda a: {"reported": a.reported.tokens, "derived": a.derived.tokens},
+    ),
+    of_engine_by(
+        "kv_cache_capacity_bytes",
+        "Bytes of the KV cache on the fullest GPU, derived from reported blocks and the "
+        "model's bytes per block.",
+        "source",
+        lambda a: {"derived": a.derived.bytes_per_gpu},
+    ),
+    of_engine_by(
+        "full_length_concurrency",
+        "Requests of max_model_len tokens that fit into the KV cache; reported by vLLM (0.25 and "
+        "newer) or derived from its blocks.",
+        "source",
+        lambda a: {
+            "reported": a.reported.full_length_concurrency,
+            "derived": a.derived.full_length_concurrency,
+        },
+    ),
+    of_engine(
+        "reported_inconsistency_tokens",
+        "Blocks times block size less vLLM's own capacity in tokens; large for hybrid caches, "
+        "where blocks times block size misleads.",
+        lambda a: (
+            a.snapshot.num_gpu_blocks * a.snapshot.block_size_tokens - a.reported.tokens
+            if a.snapshot.num_gpu_blocks is not None
+            and a.snapshot.block_size_tokens is not None
+            and a.reported.tokens is not None
+            else None
+        ),
+    ),
+    of_engine_by(
+        "max_model_len_tokens",
+        "Longest request in tokens, by where the value came from.",
+        "source",
+        lambda a: _limit(a, "max_model_len", a.limits.max_model_len),
+    ),
+    of_engine_by(
+        "max_sequences",
+        "Most requests in one batch (max_num_seqs), by where the value came from.",
+        "source",
+        lambda a: _limit(a, "max_num_seqs", a.limits.max_num_seqs),
+    ),
+    of_engine_by(
+        "max_batched_tokens",
+        "Most tokens in one step (max_num_batched_tokens), by where the value came from.",
+        "source",
+        lambda a: _limit(a, "max_num_batched_tokens", a.limits.max_num_batched_tokens),
+    ),
+)
+
+
+OCCUPANCY = (
+    of_engine(
+        "kv_cache_used_blocks",
+        "KV cache blocks held by requests.",
+        lambda a: a.snapshot.used_blocks,
+    ),
+    of_engine(
+        "kv_cache_free_blocks",
+        "KV cache blocks that a request can take, cached ones that nobody holds included.",
+        lambda a: a.snapshot.free_blocks,
+    ),
+    of_engine(
+        "kv_cache_used_tokens", "Held blocks in tokens, whole blocks.", lambda a: a.used_tokens
+    ),
+    of_engine(
+        "kv_cache_free_tokens", "Free blocks in tokens, whole blocks.", lambda a: a.free_tokens
+    ),
+    of_engine(
+        "kv_cache_used_bytes",
+        "Held blocks in bytes on the fullest GPU; needs the model's config.json.",
+        lambda a: (
+            a.derived.bytes_per_gpu * a.snapshot.used_blocks / a.snapshot.num_gpu_blocks
+            if a.derived.bytes_per_gpu is not None
+            and a.snapshot.used_blocks is not None
+            and a.snapshot.num_gpu_blocks
+            else None
+        ),
+    ),
+    of_engine(
+        "kv_cache_usage_ratio",
+        "Share of the KV cache in use at the last collection, 0 to 1.",
+        lambda a: a.snapshot.kv_cache_usage_ratio,
+    ),
+    of_engine_by(
+        "kv_cache_usage_peak_ratio",
+        "Largest share of the KV cache in use at any collection within the window, 0 to 1.",
+        "window",
+        lambda a: dict(a.recent.usage_peak_ratio),
+    ),
+    of_engine(
+        "running_requests",
+        "Requests in the batch at the last collection.",
+        lambda a: a.snapshot.running,
+    ),
+    of_engine_by(
+        "waiting_requests",
+        "Requests queued at the last collection, by reason; unknown before vLLM 0.21.",
+        "reason",
+        lambda a: (
+            dict(a.snapshot.waiting_by_reason)
+            if a.snapshot.waiting_by_reason
+            else {"unknown": a.snapshot.waiting}
+        ),
+    ),
+    of_engine_by(
+        "preempted_requests_ratio",
+        "Preemptions for each request that got its first token within the window.",
+        "window",
+        lambda a: {"5m": a.recent.preempted_requests_ratio},
+    ),
+)
+
+HEADROOM = (
+    of_engine(
+        "headroom_blocks",
+        "Free blocks less those that queued requests will take; negative when the queue wants "
+        "more than is free.",
+        lambda a: a.headroom.blocks,
+    ),
+    of_engine(
+        "headroom_tokens",
+        "Free tokens less those that queued requests will take.",
+        lambda a: a.headroom.tokens,
+    ),
+    of_engine_by(
+        "headroom_requests",
+        "Additional requests before the KV cache or the sequence limit binds, for requests of "
+        "the observed mean or 95th percentile size, or of full length.",
+        "basis",
+        lambda a: dict(a.headroom.requests),
+    ),
+    of_engine_by(
+        "running_requests_limit",
+        "Requests of that size that can run at once: by KV cache and by max_num_seqs.",
+        "basis",
+        lambda a: dict(a.headroom.running_requests_limit),
+    ),
+    of_engine(
+        "queued_demand_tokens",
+        "Tokens that the waiting requests are expected to need.",
+        lambda a: a.headroom.queued_demand_tokens,
+    ),
+    of_engine_by(
+        "request_footprint_tokens",
+        "Prompt and output tokens of lately finished requests; p95 is an upper bound.",
+        "basis",
+        lambda a: (
+            {}
+            if a.footprint is None
+            else {"mean": a.footprint.mean_tokens, "p95": a.footprint.p95_tokens}
+        ),
+    ),
+)
+
+LEDGER = (
+    of_engine(
+        "in_flight_tokens",
+        "Prompt and generated tokens of the requests past their first token, from counters alone.",
+        lambda a: a.ledger.in_flight_tokens,
+    ),
+    of_engine(
+        "predicted_kv_cache_used_blocks",
+        "Blocks that ought to be in use, from the tokens in flight; never from the used blocks.",
+        lambda a: a.predicted_used_blocks,
+    ),
+    of_engine_by(
+        "predicted_kv_cache_used_blocks_bound",
+        "Bounds (low, high) that should hold the used blocks at 95 of 100 collections.",
+        "bound",
+        lambda a: {} if a.occupancy is None else {"low": a.occupancy.low, "high": a.occupancy.high},
+    ),
+    of_engine_by(
+        "ledger_state",
+        "1 for the state of the token ledger: anchored, drifting (who hung up or was preempted is "
+        "inferred), unknown.",
+        "state",
+        lambda a: {state: float(state == a.ledger.state) for state in LEDGER_STATES},
+    ),
+)
+
+PREDICTION = (
+    of_engine(
+        "predicted_kv_cache_blocks",
+        "KV cache blocks that ought to exist, the null block not counted, from config.json, "
+        "engine arguments and GPU.",
+        lambda a: a.predicted.blocks,
+    ),
+    of_engine(
+        "predicted_kv_cache_capacity_tokens",
+        "KV cache capacity in tokens that ought to exist, as vLLM counts it.",
+        lambda a: a.predicted.tokens,
+    ),
+    of_engine(
+        "predicted_kv_cache_capacity_bytes",
+        "Bytes that the KV cache ought to take on the fullest GPU.",
+        lambda a: a.predicted.bytes_per_gpu,
+    ),
+    of_engine(
+        "predicted_full_length_concurrency",
+        "Requests of max_model_len tokens that ought to fit.",
+        lambda a: a.predicted.full_length_concurrency,
+    ),
+    of_engine_by(
+        "prediction_error_ratio",
+        "(measured - predicted) / measured, signed.",
+        "quantity",
+        lambda a: {quantity: error.ratio for quantity, error in a.errors.items()},
+    ),
+    of_engine_by(
+        "prediction_error_blocks",
+        "measured - predicted, in blocks.",
+        "quantity",
+        lambda a: _error(a, ("kv_cache_blocks", "kv_cache_used_blocks")),
+    ),
+    of_engine_by(
+        "prediction_error_tokens",
+        "measured - predicted, in tokens.",
+        "quantity",
+        lambda a: _error(a, ("kv_cache_tokens",)),
+    ),
+    Metric(
+        PREFIX + "engine_restarts_total",
+        "Restarts of the engine that this exporter saw.",
+        (),
+        "engine",
+        lambda a: {(): float(a.restarts)},
+        "counter",
+    ),
+)

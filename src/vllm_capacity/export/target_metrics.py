@@ -1,0 +1,173 @@
+"""Metrics of one target, of this host's GPUs, and of the exporter itself."""
+
+import platform
+from collections.abc import Callable
+
+from vllm_capacity import __version__
+from vllm_capacity.compare.fleet import FAILURE_REASONS, SourceHealth, TargetAssessment
+from vllm_capacity.export.metric import PREFIX, Metric, Values, of_target, of_target_by
+from vllm_capacity.observe.gpu_reading import GpuReading
+from vllm_capacity.predict import MemoryBudget, Prediction
+
+
+def _predicted(
+    read: Callable[[Prediction], float | None],
+) -> Callable[[TargetAssessment], float | None]:
+    def value(target: TargetAssessment) -> float | None:
+        prediction = target.prediction.prediction
+        return None if prediction is None else read(prediction)
+
+    return value
+
+
+def _budgeted(
+    read: Callable[[MemoryBudget], float | None],
+) -> Callable[[TargetAssessment], float | None]:
+    return _predicted(lambda p: None if p.budget is None else read(p.budget))
+
+
+def _prediction_info(target: TargetAssessment) -> Values:
+    prediction = target.prediction.prediction
+    if prediction is None or prediction.resolved is None:
+        return {}
+    resolved = prediction.resolved
+    return {
+        (
+            __version__,
+            resolved.architecture,
+            resolved.kv_cache_dtype,
+            str(resolved.tensor_parallel_size),
+        ): 1.0
+    }
+
+
+BUDGET = (
+    of_target(
+        "predicted_kv_cache_bytes_per_token",
+        "KV cache bytes that one token takes on each GPU.",
+        _predicted(lambda p: max(p.bytes_per_token) if p.bytes_per_token else None),
+    ),
+    of_target(
+        "predicted_weights_bytes",
+        "Bytes of the model's weights on the fullest GPU.",
+        _predicted(lambda p: max(p.weights_bytes) if p.weights_bytes else None),
+    ),
+    of_target(
+        "predicted_activation_peak_bytes",
+        "Peak of the profiling run's activations, an estimate.",
+        _budgeted(lambda b: b.activation_peak_bytes),
+    ),
+    of_target(
+        "predicted_non_torch_bytes",
+        "Memory outside PyTorch's allocator, an estimate.",
+        _budgeted(lambda b: b.non_torch_bytes),
+    ),
+    of_target(
+        "predicted_cuda_graph_bytes",
+        "Memory of captured CUDA graphs, an estimate.",
+        _budgeted(lambda b: b.cuda_graph_bytes),
+    ),
+    of_target(
+        "predicted_requested_bytes",
+        "GPU memory times gpu_memory_utilization: what vLLM may take.",
+        _budgeted(lambda b: b.requested_bytes),
+    ),
+    Metric(
+        PREFIX + "prediction_supported",
+        "1 if predicted and measured capacity can be compared, 0 if not, with the reason.",
+        ("reason",),
+        "target",
+        lambda t: {(t.prediction.reason,): float(t.prediction.supported)},
+    ),
+    Metric(
+        PREFIX + "prediction_info",
+        "What the prediction was made for; the value is 1.",
+        ("calculator_version", "architecture", "kv_dtype", "tensor_parallel_size"),
+        "target",
+        _prediction_info,
+    ),
+)
+
+
+def _gpu(name: str, help_text: str, read: Callable[[GpuReading], float | None]) -> Metric:
+    return Metric(PREFIX + name, help_text, (), "gpu", lambda gpu: {(): read(gpu)})
+
+
+GPU = (
+    _gpu("gpu_memory_total_bytes", "GPU memory, by NVML.", lambda g: g.total_bytes),
+    _gpu("gpu_memory_used_bytes", "GPU memory in use by anyone, by NVML.", lambda g: g.used_bytes),
+    _gpu("gpu_memory_free_bytes", "GPU memory free, by NVML.", lambda g: g.free_bytes),
+    _gpu(
+        "gpu_memory_reserved_bytes",
+        "GPU memory that the driver keeps for itself, by NVML.",
+        lambda g: g.reserved_bytes,
+    ),
+)
+
+
+def _health(
+    read: Callable[[SourceHealth], float | None],
+) -> Callable[[TargetAssessment], dict[str, float | None]]:
+    return lambda t: {source: read(health) for source, health in t.health.items()}
+
+
+SOURCES = (
+    of_target_by(
+        "source_up",
+        "1 if the last collection from the source worked, 0 if it failed.",
+        "source",
+        _health(lambda h: None if h.up is None else float(h.up)),
+    ),
+    of_target_by(
+        "last_success_timestamp_seconds",
+        "Unix time of the last collection that worked.",
+        "source",
+        _health(lambda h: h.last_success_timestamp_seconds),
+    ),
+    Metric(
+        PREFIX + "collection_duration_seconds",
+        "Time that a collection took.",
+        ("source",),
+        "target",
+        lambda t: {(source,): health for source, health in t.health.items()},
+        "histogram",
+    ),
+    Metric(
+        PREFIX + "collection_errors_total",
+        "Collections that failed, by reason.",
+        ("source", "reason"),
+        "target",
+        lambda t: {
+            (source, reason): float(health.failures.get(reason, 0))
+            for source, health in t.health.items()
+            for reason in sorted({*FAILURE_REASONS.get(source, ()), *health.failures})
+        },
+        "counter",
+    ),
+    of_target_by(
+        "source_metric_present",
+        "1 if the metric is on vLLM's page under any of its names, 0 if it is missing.",
+        "metric",
+        lambda t: {name: float(present) for name, present in t.metric_present.items()},
+    ),
+    of_target(
+        "source_response_bytes", "Size of vLLM's last metrics page.", lambda t: t.response_bytes
+    ),
+    Metric(
+        PREFIX + "target_info",
+        "What the target is; the value is 1.",
+        ("vllm_version", "engine_count"),
+        "target",
+        lambda t: {(t.vllm_version or "unknown", str(len(t.engines))): 1.0} if t.engines else {},
+    ),
+)
+
+EXPORTER = (
+    Metric(
+        PREFIX + "build_info",
+        "What is running; the value is 1.",
+        ("version", "python_version", "revision"),
+        "exporter",
+        lambda revision: {(__version__, platform.python_version(), revision): 1.0},
+    ),
+)
