@@ -4,97 +4,9 @@ One row per architecture *class* as vLLM builds it, never per model. Each row na
 was read from (vLLM 0.32 ``model_executor/models/``); an architecture without a row is refused.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import replace
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Flag:
-    """A trait that is fixed by the class, or true where any of ``keys`` is.
-
-    Attributes:
-        override: config key that alone decides where it is present.
-    """
-
-    keys: tuple[str, ...] = ()
-    default: bool = False
-    override: str | None = None
-
-
-NEVER = Flag()
-ALWAYS = Flag(default=True)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MoeTraits:
-    """How the class builds its sparse layers.
-
-    Attributes:
-        experts_key: config key with the number of routed experts.
-        width_key: config key with the width of one expert.
-        block: module path inside a layer.
-        float32_router: whether router weights are float32.
-        quantized_router: whether the router receives the quantisation config.
-        correction_bias: whether a float32 bias per expert corrects the scores.
-        dense_first_key: config key with the number of leading dense layers.
-        dense_step_key: config key: every how many layers one is sparse.
-        dense_list_key: config key with indices of dense layers.
-        shared_width_key: config key with the width of the gated shared expert.
-        shared_count_key: config key with how many experts' width the shared expert has.
-    """
-
-    experts_key: str
-    width_key: str
-    block: str = "mlp"
-    float32_router: bool = False
-    quantized_router: bool = False
-    correction_bias: Flag = NEVER
-    dense_first_key: str | None = None
-    dense_step_key: str | None = None
-    dense_list_key: str | None = None
-    shared_width_key: str | None = None
-    shared_count_key: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Traits:
-    """What distinguishes one decoder class from another in memory.
-
-    Attributes:
-        source: file the row was read from.
-        qkv_bias, o_bias, mlp_bias: biases of the linear layers.
-        qk_norm: ``head`` one weight per head element, ``sharded`` one per element of all heads
-            of the rank.
-        head_dim_from_config: whether ``head_dim`` of config.json is honoured.
-        head_dim_default: the config class's own default where the key is absent.
-        kv_heads_default: whether an absent ``num_key_value_heads`` means as many as heads.
-        tied_default: the config class's own ``tie_word_embeddings``.
-        complete_stages: whether every pipeline stage builds embedding, final norm and head.
-        rotary_ratio: share of a head that is rotated where config.json does not say.
-        rotary_dim_key: config key with the rotated elements per head.
-        sliding_window_switch: config key that must be true for ``sliding_window`` to count.
-        sliding_window_default: whether the config class has a window of its own where absent.
-        aliases: config keys that stand for the usual ones.
-    """
-
-    source: str
-    family: str = "llama"
-    qkv_bias: Flag = NEVER
-    o_bias: Flag = NEVER
-    mlp_bias: Flag = NEVER
-    qk_norm: str = "none"
-    qk_norm_flag: Flag = ALWAYS
-    head_dim_from_config: bool = True
-    head_dim_default: int | None = None
-    kv_heads_default: bool = False
-    tied_default: bool = False
-    complete_stages: bool = False
-    rotary_ratio: float = 1.0
-    rotary_dim_key: str | None = None
-    sliding_window_switch: str | None = None
-    sliding_window_default: bool = False
-    moe: MoeTraits | None = None
-    aliases: dict[str, str] = field(default_factory=dict)
-
+from vllm_capacity.predict.traits import ALWAYS, Flag, MoeTraits, Traits
 
 _LLAMA = Traits(
     source="llama.py",
@@ -116,6 +28,24 @@ _QWEN2 = Traits(
     head_dim_from_config=False,
     sliding_window_switch="use_sliding_window",
 )
+
+#: Classes that vLLM 0.32 builds from transformers' own code (``models/registry.py``,
+#: ``_TRANSFORMERS_SUPPORTED_MODELS``); parameters of transformers 5's modeling_*.py.
+_TRANSFORMERS = Traits(
+    source="transformers/",
+    kv_heads_default=True,
+    silu_only=False,
+    rotary_table=False,
+    partial_rotary=False,
+    quantized=False,
+)
+#: Built by the Llama class from a config class that comes with the checkpoint.
+_LLAMA_ELSEWHERE = replace(_LLAMA, kv_heads_default=False, tied_default=None)
+_ATTENTION_BIAS = Flag(keys=("attention_bias",))
+_ATTENTION_BIAS_BY_DEFAULT = Flag(default=True, override="attention_bias")
+_AS_MANY_KV_HEADS = {"num_key_value_heads": "num_attention_heads"}
+_ONLY_PARTIAL_ROTARY_FACTOR = {"rotary_pct": None, "rotary_emb_fraction": None}
+_ONE_KIND_OF_LAYER = {"layer_types": None, "attention_sinks": False, "layer_rope_theta": None}
 
 TRAITS = {
     "LlamaForCausalLM": _LLAMA,
@@ -143,6 +73,7 @@ TRAITS = {
         sliding_window_switch="use_sliding_window",
         complete_stages=True,
         moe=MoeTraits(
+            packed_experts=True,
             experts_key="num_experts",
             width_key="moe_intermediate_size",
             quantized_router=True,
@@ -155,6 +86,7 @@ TRAITS = {
         source="mixtral.py",
         complete_stages=True,
         moe=MoeTraits(
+            packed_experts=True,
             experts_key="num_local_experts",
             width_key="intermediate_size",
             block="block_sparse_moe",
@@ -167,6 +99,7 @@ TRAITS = {
         qk_norm_flag=Flag(keys=("use_qk_norm",)),
         rotary_ratio=0.5,
         moe=MoeTraits(
+            packed_experts=True,
             experts_key="n_routed_experts",
             width_key="moe_intermediate_size",
             float32_router=True,
@@ -181,6 +114,7 @@ TRAITS = {
         qk_norm="sharded",
         rotary_dim_key="rotary_dim",
         moe=MoeTraits(
+            packed_experts=True,
             experts_key="num_local_experts",
             width_key="intermediate_size",
             float32_router=True,
@@ -190,11 +124,18 @@ TRAITS = {
     "GPTBigCodeForCausalLM": Traits(
         source="transformers/ (transformers' modeling_gpt_bigcode.py)",
         family="gpt_bigcode",
+        quantized=False,
         qkv_bias=ALWAYS,
         o_bias=ALWAYS,
         mlp_bias=ALWAYS,
         head_dim_from_config=False,
         tied_default=True,
+        silu_only=False,
+        gated_mlp=False,
+        default_width_ratio=4,
+        norms=4,
+        final_norms=2,
+        learned_positions=0,
         aliases={
             "hidden_size": "n_embd",
             "num_hidden_layers": "n_layer",
@@ -202,5 +143,365 @@ TRAITS = {
             "intermediate_size": "n_inner",
             "max_position_embeddings": "n_positions",
         },
+    ),
+    "LLaMAForCausalLM": _LLAMA,
+    "InternLM3ForCausalLM": _LLAMA_ELSEWHERE,
+    "IQuestCoderForCausalLM": _LLAMA_ELSEWHERE,
+    "TeleChat3ForCausalLM": _LLAMA_ELSEWHERE,
+    "TeleFLMForCausalLM": replace(_LLAMA_ELSEWHERE, source="teleflm.py"),
+    "Ministral3ForCausalLM": _MISTRAL,
+    "GemmaForCausalLM": Traits(
+        source="gemma.py",
+        head_dim_default=256,
+        tied_default=True,
+        complete_stages=True,
+        silu_only=False,
+        embedding_scale=True,
+        expects={"use_bidirectional_attention": False},
+    ),
+    "Qwen2MoeForCausalLM": Traits(
+        source="qwen2_moe.py",
+        qkv_bias=ALWAYS,
+        head_dim_from_config=False,
+        sliding_window_switch="use_sliding_window",
+        complete_stages=True,
+        moe=MoeTraits(
+            experts_key="num_experts",
+            width_key="moe_intermediate_size",
+            dense_step_key="decoder_sparse_step",
+            dense_list_key="mlp_only_layers",
+            shared_width_key="shared_expert_intermediate_size",
+            shared_required=True,
+            dense_stages=True,
+        ),
+    ),
+    "GraniteForCausalLM": Traits(
+        source="granite.py",
+        qkv_bias=Flag(keys=("attention_bias", "bias")),
+        o_bias=Flag(keys=("attention_bias", "bias")),
+        mlp_bias=Flag(keys=("mlp_bias",)),
+        kv_heads_default=True,
+        expects=_ONE_KIND_OF_LAYER,
+    ),
+    "GraniteMoeForCausalLM": Traits(
+        source="granitemoe.py",
+        head_dim_from_config=False,
+        kv_heads_default=True,
+        complete_stages=True,
+        silu_only=False,
+        expects=_ONE_KIND_OF_LAYER,
+        moe=MoeTraits(
+            experts_key="num_local_experts",
+            width_key="intermediate_size",
+            block="block_sparse_moe",
+        ),
+    ),
+    "StableLmForCausalLM": Traits(
+        source="stablelm.py",
+        quantized=False,
+        qkv_bias=Flag(keys=("use_qkv_bias",)),
+        head_dim_from_config=False,
+        complete_stages=True,
+        rotary_ratio=0.25,
+        silu_only=False,
+        norms=4,
+        final_norms=2,
+        expects={"qk_layernorm": False},
+    ),
+    "CohereForCausalLM": Traits(
+        source="commandr.py",
+        qk_norm="sharded",
+        qk_norm_flag=Flag(keys=("use_qk_norm",)),
+        kv_heads_default=True,
+        tied_default=True,
+        complete_stages=True,
+        silu_only=False,
+        norms=1,
+        positions_key="model_max_length",
+        expects={"tie_word_embeddings": True, "attention_bias": False},
+    ),
+    "InternLM2ForCausalLM": Traits(
+        source="internlm2.py",
+        quantized=False,
+        head_dim_from_config=False,
+        tied_default=None,
+        complete_stages=True,
+        expects={"bias": False},
+    ),
+    "ExaoneForCausalLM": Traits(
+        source="exaone.py",
+        quantized=False,
+        qkv_bias=Flag(keys=("attention_bias", "bias")),
+        o_bias=Flag(keys=("attention_bias", "bias")),
+        mlp_bias=Flag(keys=("mlp_bias",)),
+        tied_default=None,
+        aliases={"num_hidden_layers": "num_layers", "hidden_act": "activation_function"},
+    ),
+    "MiniCPMForCausalLM": Traits(
+        source="minicpm.py",
+        head_dim_from_config=False,
+        tied_default=None,
+        complete_stages=True,
+        silu_only=False,
+        expects={"num_experts": 0},
+    ),
+    "OrionForCausalLM": Traits(
+        source="orion.py",
+        quantized=False,
+        head_dim_from_config=False,
+        tied_default=None,
+        complete_stages=True,
+        norms=4,
+        final_norms=2,
+    ),
+    "NemotronForCausalLM": Traits(
+        source="nemotron.py",
+        qkv_bias=Flag(keys=("attention_bias", "bias")),
+        o_bias=Flag(keys=("attention_bias", "bias")),
+        mlp_bias=Flag(keys=("mlp_bias",)),
+        rotary_ratio=0.5,
+        silu_only=False,
+        gated_mlp=False,
+        norms=4,
+        final_norms=2,
+    ),
+    "ApertusForCausalLM": Traits(
+        source="apertus.py",
+        qkv_bias=_LLAMA.qkv_bias,
+        o_bias=_LLAMA.o_bias,
+        mlp_bias=_LLAMA.mlp_bias,
+        qk_norm="head",
+        kv_heads_default=True,
+        silu_only=False,
+        gated_mlp=False,
+        activation_elements=4,
+    ),
+    "Exaone4ForCausalLM": Traits(
+        source="exaone4.py",
+        qkv_bias=Flag(keys=("attention_bias", "bias")),
+        o_bias=Flag(keys=("attention_bias", "bias")),
+        mlp_bias=Flag(keys=("mlp_bias",)),
+        qk_norm="head",
+        sliding_window_default=True,
+        expects={"sliding_window": 0},
+    ),
+    "Glm4ForCausalLM": Traits(
+        source="glm4.py",
+        qkv_bias=_ATTENTION_BIAS_BY_DEFAULT,
+        head_dim_default=128,
+        rotary_ratio=0.5,
+        norms=4,
+    ),
+    "Ernie4_5ForCausalLM": Traits(
+        source="ernie45.py",
+        qkv_bias=_LLAMA.qkv_bias,
+        mlp_bias=_LLAMA.mlp_bias,
+        head_dim_default=128,
+        tied_default=True,
+        expects={"use_bias": False},
+    ),
+    "Ernie4_5_MoeForCausalLM": Traits(
+        source="ernie45_moe.py",
+        tied_default=True,
+        tied_stages=False,
+        expects={"use_moe": True, "use_bias": False},
+        aliases={"num_experts_per_tok": "moe_k"},
+        moe=MoeTraits(
+            experts_key="moe_num_experts",
+            width_key="moe_intermediate_size",
+            float32_router=True,
+            correction_bias=ALWAYS,
+            dense_first_key="moe_layer_start_index",
+            dense_last_key="moe_layer_end_index",
+            dense_step_key="moe_layer_interval",
+            dense_stages=True,
+            shared_count_key="moe_num_shared_experts",
+        ),
+    ),
+    "OlmoeForCausalLM": Traits(
+        source="olmoe.py",
+        qk_norm="whole",
+        head_dim_from_config=False,
+        kv_heads_default=True,
+        complete_stages=True,
+        silu_only=False,
+        expects={"tie_word_embeddings": False, "attention_bias": False},
+        moe=MoeTraits(experts_key="num_experts", width_key="intermediate_size"),
+    ),
+    "PhiMoEForCausalLM": Traits(
+        source="phimoe.py",
+        qkv_bias=ALWAYS,
+        o_bias=ALWAYS,
+        complete_stages=True,
+        silu_only=False,
+        norms=4,
+        final_norms=2,
+        lm_head_bias=True,
+        expects={"tie_word_embeddings": False},
+        moe=MoeTraits(
+            experts_key="num_local_experts",
+            width_key="intermediate_size",
+            block="block_sparse_moe",
+        ),
+    ),
+    "GPT2LMHeadModel": Traits(
+        source="gpt2.py",
+        quantized=False,
+        qkv_bias=ALWAYS,
+        o_bias=ALWAYS,
+        mlp_bias=ALWAYS,
+        head_dim_from_config=False,
+        kv_heads_default=True,
+        tied_default=True,
+        complete_stages=True,
+        silu_only=False,
+        gated_mlp=False,
+        default_width_ratio=4,
+        norms=4,
+        final_norms=2,
+        learned_positions=0,
+        expects={
+            "add_cross_attention": False,
+            "scale_attn_by_inverse_layer_idx": False,
+            "reorder_and_upcast_attn": False,
+            **_AS_MANY_KV_HEADS,
+        },
+        aliases={
+            "hidden_size": "n_embd",
+            "num_hidden_layers": "n_layer",
+            "num_attention_heads": "n_head",
+            "intermediate_size": "n_inner",
+            "max_position_embeddings": "n_positions",
+        },
+    ),
+    "GPTJForCausalLM": Traits(
+        source="gpt_j.py",
+        quantized=False,
+        mlp_bias=ALWAYS,
+        head_dim_from_config=False,
+        kv_heads_default=True,
+        complete_stages=True,
+        rotary_dim_key="rotary_dim",
+        silu_only=False,
+        gated_mlp=False,
+        default_width_ratio=4,
+        norms=2,
+        final_norms=2,
+        lm_head_bias=True,
+        expects={"rotary": True, "tie_word_embeddings": False, **_AS_MANY_KV_HEADS},
+        aliases={
+            "hidden_size": "n_embd",
+            "num_hidden_layers": "n_layer",
+            "num_attention_heads": "n_head",
+            "intermediate_size": "n_inner",
+            "max_position_embeddings": "n_positions",
+        },
+    ),
+    "OPTForCausalLM": Traits(
+        source="opt.py",
+        quantized=False,
+        qkv_bias=Flag(default=True, override="enable_bias"),
+        o_bias=Flag(default=True, override="enable_bias"),
+        mlp_bias=Flag(default=True, override="enable_bias"),
+        head_dim_from_config=False,
+        kv_heads_default=True,
+        tied_default=True,
+        complete_stages=True,
+        silu_only=False,
+        gated_mlp=False,
+        norms=4,
+        final_norms=2,
+        learned_positions=2,
+        expects={
+            "word_embed_proj_dim": "hidden_size",
+            "do_layer_norm_before": True,
+            "layer_norm_elementwise_affine": True,
+            "_remove_final_layer_norm": False,
+            **_AS_MANY_KV_HEADS,
+        },
+        aliases={"intermediate_size": "ffn_dim"},
+    ),
+    "OlmoForCausalLM": replace(
+        _TRANSFORMERS, qkv_bias=_ATTENTION_BIAS, o_bias=_ATTENTION_BIAS, norms=0, final_norms=0
+    ),
+    "Olmo2ForCausalLM": replace(
+        _TRANSFORMERS, qkv_bias=_ATTENTION_BIAS, o_bias=_ATTENTION_BIAS, qk_norm="whole"
+    ),
+    "Starcoder2ForCausalLM": replace(
+        _TRANSFORMERS,
+        qkv_bias=Flag(default=True, override="use_bias"),
+        o_bias=Flag(default=True, override="use_bias"),
+        mlp_bias=Flag(default=True, override="use_bias"),
+        kv_heads_default=False,
+        tied_default=True,
+        gated_mlp=False,
+        norms=4,
+        final_norms=2,
+    ),
+    # A bias of the head is added while loading, where the checkpoint has one; it is not counted.
+    "PhiForCausalLM": replace(
+        _TRANSFORMERS,
+        qkv_bias=ALWAYS,
+        o_bias=ALWAYS,
+        mlp_bias=ALWAYS,
+        rotary_ratio=0.5,
+        gated_mlp=False,
+        final_norms=2,
+        partial_rotary=True,
+        expects={"qk_layernorm": False, **_ONLY_PARTIAL_ROTARY_FACTOR},
+    ),
+    "GPTNeoXForCausalLM": replace(
+        _TRANSFORMERS,
+        qkv_bias=_ATTENTION_BIAS_BY_DEFAULT,
+        o_bias=_ATTENTION_BIAS_BY_DEFAULT,
+        mlp_bias=ALWAYS,
+        head_dim_from_config=False,
+        rotary_ratio=0.25,
+        gated_mlp=False,
+        norms=4,
+        final_norms=2,
+        partial_rotary=True,
+        expects={
+            "partial_rotary_factor": None,
+            "rotary_emb_fraction": None,
+            "head_dim": None,
+            **_AS_MANY_KV_HEADS,
+        },
+    ),
+    "GlmForCausalLM": replace(
+        _TRANSFORMERS,
+        qkv_bias=_ATTENTION_BIAS_BY_DEFAULT,
+        head_dim_default=128,
+        kv_heads_default=False,
+        rotary_ratio=0.5,
+        partial_rotary=True,
+        expects=_ONLY_PARTIAL_ROTARY_FACTOR,
+    ),
+    "SeedOssForCausalLM": replace(
+        _TRANSFORMERS,
+        qkv_bias=_ATTENTION_BIAS_BY_DEFAULT,
+        o_bias=Flag(keys=("attention_out_bias",)),
+        mlp_bias=Flag(keys=("mlp_bias",)),
+        head_dim_default=128,
+        kv_heads_default=False,
+    ),
+    "HunYuanDenseV1ForCausalLM": replace(
+        _TRANSFORMERS, qkv_bias=_ATTENTION_BIAS, o_bias=_ATTENTION_BIAS, qk_norm="head"
+    ),
+    "SmolLM3ForCausalLM": replace(
+        _TRANSFORMERS,
+        qkv_bias=_ATTENTION_BIAS,
+        o_bias=_ATTENTION_BIAS,
+        mlp_bias=Flag(keys=("mlp_bias",)),
+        kv_heads_default=False,
+        tied_default=True,
+        sliding_window_switch="use_sliding_window",
+    ),
+    "ArceeForCausalLM": replace(
+        _TRANSFORMERS,
+        qkv_bias=_ATTENTION_BIAS,
+        o_bias=_ATTENTION_BIAS,
+        mlp_bias=Flag(keys=("mlp_bias",)),
+        gated_mlp=False,
     ),
 }

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from vllm_capacity.predict.architectures import Flag, MoeTraits, Traits
 from vllm_capacity.predict.fields import Fields
 from vllm_capacity.predict.rope import Rope, read_rope
+from vllm_capacity.predict.traits import Flag, MoeTraits, Traits
 from vllm_capacity.units import Tokens
 
 _MAX_LAYERS = 4096
@@ -18,7 +18,7 @@ class AttentionShape:
 
     Attributes:
         head_dim: elements of one head.
-        qk_norm: ``none``, ``head`` or ``sharded``.
+        qk_norm: ``none``, ``head``, ``sharded`` or ``whole``.
         sliding_window: tokens that a layer looks back on; None for full attention.
     """
 
@@ -60,6 +60,7 @@ class Decoder:
         rope: None where positions are learned.
         max_positions: ``max_position_embeddings``, as the rotary or learned table has it.
         complete_stages: whether every pipeline stage builds embedding, final norm and head.
+        traits: how the class builds its layers.
     """
 
     hidden_size: int
@@ -73,6 +74,7 @@ class Decoder:
     rope: Rope | None
     max_positions: int
     complete_stages: bool
+    traits: Traits
 
 
 def read_decoder(config: Fields, traits: Traits) -> tuple[Decoder, str | None]:
@@ -80,15 +82,14 @@ def read_decoder(config: Fields, traits: Traits) -> tuple[Decoder, str | None]:
     fields = _aliased(config, traits)
     hidden_size = fields.required_integer("hidden_size", maximum=_MAX_WIDTH)
     num_layers = fields.required_integer("num_hidden_layers", maximum=_MAX_LAYERS)
-    max_positions = fields.required_integer("max_position_embeddings", maximum=MAX_TOKENS)
+    max_positions = _max_positions(fields, traits)
     attention, reason = _attention(fields, traits, hidden_size)
     rope, rope_reason = _rope(fields, traits, max_positions, attention.head_dim)
-    tied = fields.boolean("tie_word_embeddings")
     decoder = Decoder(
         hidden_size=hidden_size,
         num_hidden_layers=num_layers,
         vocab_size=fields.required_integer("vocab_size", maximum=_MAX_WIDTH),
-        tie_word_embeddings=traits.tied_default if tied is None else tied,
+        tie_word_embeddings=_tied(fields, traits),
         intermediate_size=_dense_width(fields, traits, hidden_size),
         mlp_bias=_flag(fields, traits.mlp_bias),
         attention=attention,
@@ -96,8 +97,10 @@ def read_decoder(config: Fields, traits: Traits) -> tuple[Decoder, str | None]:
         rope=rope,
         max_positions=max_positions,
         complete_stages=traits.complete_stages,
+        traits=traits,
     )
-    return decoder, reason or rope_reason or _wrong_activation(fields, traits)
+    surprise = _wrong_activation(fields, traits) or _unexpected(fields, traits)
+    return decoder, reason or rope_reason or surprise
 
 
 def _aliased(config: Fields, traits: Traits) -> Fields:
@@ -107,6 +110,26 @@ def _aliased(config: Fields, traits: Traits) -> Fields:
         if own in config.values and usual not in config.values
     }
     return Fields({**config.values, **renamed}, path=config.path, faults=config.faults)
+
+
+def _max_positions(config: Fields, traits: Traits) -> int:
+    keys = (traits.positions_key,) if traits.positions_key is not None else ()
+    return config.required_integer(*keys, "max_position_embeddings", maximum=MAX_TOKENS)
+
+
+def _tied(config: Fields, traits: Traits) -> bool:
+    tied = config.boolean("tie_word_embeddings")
+    if tied is None and traits.tied_default is None:
+        config.fault("tie_word_embeddings", "is missing; add the model's value")
+    return bool(traits.tied_default if tied is None else tied)
+
+
+def _unexpected(config: Fields, traits: Traits) -> str | None:
+    for key, expected in traits.expects.items():
+        wanted = config.values.get(expected) if isinstance(expected, str) else expected
+        if config.has(key) and config.values[key] != wanted:
+            return f"{traits.source} with this {key} is not described exactly yet"
+    return None
 
 
 def _flag(config: Fields, flag: Flag) -> bool:
@@ -181,8 +204,8 @@ def _sliding_window(config: Fields, traits: Traits) -> tuple[Tokens | None, str 
 
 
 def _dense_width(config: Fields, traits: Traits, hidden_size: int) -> int:
-    if traits.family == "gpt_bigcode" and not config.has("intermediate_size"):
-        return 4 * hidden_size
+    if traits.default_width_ratio is not None and not config.has("intermediate_size"):
+        return traits.default_width_ratio * hidden_size
     return config.required_integer("intermediate_size", maximum=_MAX_WIDTH)
 
 
@@ -190,6 +213,8 @@ def _moe(config: Fields, traits: MoeTraits, num_layers: int) -> MoeShape:
     width = config.required_integer(traits.width_key, maximum=_MAX_WIDTH)
     shared = 0
     if traits.shared_width_key is not None:
+        if traits.shared_required and not config.values.get(traits.shared_width_key):
+            config.fault(traits.shared_width_key, "is missing or 0; add the model's value")
         shared = config.integer(traits.shared_width_key, minimum=0, maximum=_MAX_WIDTH) or 0
     if traits.shared_count_key is not None:
         shared = width * config.required_integer(
@@ -215,24 +240,36 @@ def _sparse_layers(config: Fields, traits: MoeTraits, num_layers: int) -> frozen
     dense = config.integers(traits.dense_list_key) if traits.dense_list_key else ()
     return frozenset(
         layer
-        for layer in range(min(num_layers, _MAX_LAYERS))
+        for layer in range(min(_end_of_sparse(config, traits, num_layers), _MAX_LAYERS))
         if layer >= (first or 0) and (layer + 1) % (step or 1) == 0 and layer not in (dense or ())
     )
+
+
+def _end_of_sparse(config: Fields, traits: MoeTraits, num_layers: int) -> int:
+    if traits.dense_last_key is None:
+        return num_layers
+    last = config.integer(traits.dense_last_key, minimum=-1, maximum=_MAX_LAYERS)
+    return num_layers if last in {None, -1} else min(num_layers, (last or 0) + 1)
 
 
 def _rope(
     config: Fields, traits: Traits, max_positions: int, head_dim: int
 ) -> tuple[Rope | None, str | None]:
-    if traits.family == "gpt_bigcode":
+    if traits.learned_positions is not None:
         return None, None
     ratio = traits.rotary_ratio
     if traits.rotary_dim_key is not None:
         ratio = config.required_integer(traits.rotary_dim_key, maximum=_MAX_WIDTH) / head_dim
-    return read_rope(config, max_positions=max_positions, default_ratio=ratio)
+        if ratio > 1:
+            return None, f"vLLM refuses to start: {traits.rotary_dim_key} exceeds the head size"
+    rope, reason = read_rope(config, max_positions=max_positions, default_ratio=ratio)
+    if rope is not None and not traits.partial_rotary and rope.rotary_ratio != ratio:
+        return None, f"{traits.source} with partial_rotary_factor is not described exactly yet"
+    return rope, reason
 
 
 def _wrong_activation(config: Fields, traits: Traits) -> str | None:
     activation = config.text("hidden_act")
-    if traits.family != "llama" or activation in {None, "silu"}:
+    if not traits.silu_only or activation in {None, "silu"}:
         return None
     return f"vLLM refuses to start: {traits.source} supports only silu, not {activation}"

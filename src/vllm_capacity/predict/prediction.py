@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from vllm_capacity.errors import EngineArgsError, Fault
 from vllm_capacity.predict.activation import activation_peak, choose_sampler
 from vllm_capacity.predict.checkpoint_quantization import read_quantization
+from vllm_capacity.predict.decoder import Decoder
 from vllm_capacity.predict.engine_args import EngineArgs
 from vllm_capacity.predict.gpu import Gpu
 from vllm_capacity.predict.kv_cache_plan import KVCacheGroup, KVCachePlan, Planner
@@ -23,8 +24,9 @@ from vllm_capacity.predict.memory_budget import (
     subtracts_cuda_graphs,
 )
 from vllm_capacity.predict.model_config import ModelConfig
+from vllm_capacity.predict.packed_quantization import CompressedTensorsPacked, PackedIntegers
 from vllm_capacity.predict.parallel import Rank, ranks, stage_layers
-from vllm_capacity.predict.quantization import Quantization
+from vllm_capacity.predict.quantization import Quantization, Unquantized
 from vllm_capacity.predict.resolved import Refusal, ResolvedArgs, resolve
 from vllm_capacity.predict.vllm_version import NEWEST_KNOWN, VllmVersion
 from vllm_capacity.predict.weights import (
@@ -114,7 +116,8 @@ class _Prediction:
         self.deployment = deployment
         self.decoder = model.decoder
         self.version = deployment.vllm_version or NEWEST_KNOWN
-        self.quantization = _quantization(model, args)
+        _check_release(self.decoder, self.version)
+        self.quantization = _quantization(model, self.decoder, args)
         self.resolved = resolve(
             model,
             args,
@@ -164,11 +167,12 @@ class _Prediction:
 
     def _check_layout(self) -> None:
         moe = self.decoder.moe
-        if moe is not None and not all(moe.layers.intersection(stage) for stage in self.stages):
+        sparse = moe is None or all(moe.layers.intersection(stage) for stage in self.stages)
+        if moe is not None and not (sparse or moe.traits.dense_stages):
             # Source: vLLM 0.32 models/qwen3_moe.py, models/glm4_moe.py.
             raise Refusal("vLLM refuses to start: a pipeline stage has no sparse layer")
-        if self.decoder.rope is None and len(self.stages) > 1:
-            raise Refusal("pipeline stages of this architecture are not described exactly yet")
+        if len(self.stages) > 1:
+            _check_stages(self.decoder)
         reason = refusal(self.decoder, self.ranks[0], self.quantization, self.stages[0])
         if reason is not None:
             raise Refusal(reason)
@@ -301,11 +305,33 @@ class _Prediction:
         )
 
 
-def _quantization(model: ModelConfig, args: EngineArgs) -> Quantization:
+def _quantization(model: ModelConfig, decoder: Decoder, args: EngineArgs) -> Quantization:
     quantization, reason = read_quantization(model.quantization_config, argument=args.quantization)
     if quantization is None:
         raise Refusal(reason or "the quantisation is not described exactly")
-    return quantization
+    traits = decoder.traits
+    packed = isinstance(quantization, PackedIntegers | CompressedTensorsPacked)
+    if packed and traits.moe is not None and not traits.moe.packed_experts:
+        raise Refusal(f"packed experts of {traits.source} are not described exactly yet")
+    if traits.quantized or isinstance(quantization, Unquantized):
+        return quantization
+    raise Refusal(f"quantised weights of {traits.source} are not described exactly yet")
+
+
+def _check_release(decoder: Decoder, version: VllmVersion) -> None:
+    """Classes that vLLM takes from Transformers were classes of its own in older releases."""
+    traits = decoder.traits
+    borrowed = not traits.rotary_table or traits.family == "gpt_bigcode"
+    if borrowed and version < NEWEST_KNOWN:
+        raise Refusal(f"{traits.source} is described exactly from vLLM {NEWEST_KNOWN} on only")
+
+
+def _check_stages(decoder: Decoder) -> None:
+    traits = decoder.traits
+    if traits.family == "gpt_bigcode":
+        raise Refusal("pipeline stages of this architecture are not described exactly yet")
+    if decoder.tie_word_embeddings and not traits.tied_stages:
+        raise Refusal(f"vLLM refuses to start: {traits.source} cannot pipeline tied embeddings")
 
 
 def _tightest(

@@ -53,7 +53,11 @@ class Rope:
 
     def cache_elements(self, head_dim: int) -> int:
         """Elements of the table, which has the model's dtype."""
-        return self.rows() * int(head_dim * self.rotary_ratio)
+        return self.rows() * self.rotary_elements(head_dim)
+
+    def rotary_elements(self, head_dim: int) -> int:
+        """Elements of a head that are rotated."""
+        return int(head_dim * self.rotary_ratio)
 
 
 def read_rope(

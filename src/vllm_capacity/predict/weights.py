@@ -145,16 +145,21 @@ def module_bytes(module: Module, width: int, quantization: Quantization) -> int:
 def outer_modules(decoder: Decoder, rank: Rank, layers: range) -> Iterator[Module]:
     """What a rank holds besides its layers."""
     yield from _embeddings(decoder, rank)
-    if decoder.rope is not None and len(layers):
-        yield Plain(
-            name="rotary_emb.cos_sin_cache",
-            elements=decoder.rope.cache_elements(decoder.attention.head_dim),
-        )
+    if decoder.rope is None:
+        return
+    head_dim = decoder.attention.head_dim
+    if not decoder.traits.rotary_table:
+        # Source: transformers 5 modeling_*.py, inv_freq and original_inv_freq.
+        elements = 2 * (decoder.rope.rotary_elements(head_dim) // 2)
+        yield Plain(name="rotary_emb.inv_freq", elements=elements, element_bytes=_FLOAT32)
+    elif len(layers):
+        elements = decoder.rope.cache_elements(head_dim)
+        yield Plain(name="rotary_emb.cos_sin_cache", elements=elements)
 
 
 def layer_modules(decoder: Decoder, rank: Rank, layer: int) -> Iterator[Module]:
     """What a rank holds of one layer."""
-    if decoder.rope is None:
+    if decoder.traits.family == "gpt_bigcode":
         return _gpt_bigcode_layer(decoder, rank, layer)
     return _layer(decoder, rank, layer)
 
@@ -167,19 +172,24 @@ def _embeddings(decoder: Decoder, rank: Rank) -> Iterator[Module]:
     tied = decoder.tie_word_embeddings
     if everything or rank.is_first_stage or (tied and rank.is_last_stage):
         yield Plain(name="embed_tokens", elements=table)
-    if decoder.rope is None:
-        yield from _learned_positions(decoder)
+    if decoder.traits.embedding_scale:
+        yield Plain(name="normalizer", elements=1)
+    if decoder.traits.learned_positions is not None:
+        yield from _learned_positions(decoder, decoder.traits.learned_positions)
     if everything or rank.is_last_stage:
-        norms = 2 if decoder.rope is None else 1
-        yield Plain(name="norm", elements=norms * decoder.hidden_size)
+        yield Plain(name="norm", elements=decoder.traits.final_norms * decoder.hidden_size)
         if not tied:
             yield Plain(name="lm_head", elements=table)
+        if decoder.traits.lm_head_bias:
+            yield Plain(name="lm_head.bias", elements=rows)
 
 
-def _learned_positions(decoder: Decoder) -> Iterator[Module]:
+def _learned_positions(decoder: Decoder, extra_rows: int) -> Iterator[Module]:
     """Position table, and the causal mask that transformers keeps as a buffer of bools."""
-    yield Plain(name="wpe", elements=decoder.max_positions * decoder.hidden_size)
-    yield Plain(name="bias", elements=decoder.max_positions**2, element_bytes=1)
+    rows = decoder.max_positions + extra_rows
+    yield Plain(name="wpe", elements=rows * decoder.hidden_size)
+    if decoder.traits.family == "gpt_bigcode":
+        yield Plain(name="bias", elements=decoder.max_positions**2, element_bytes=1)
 
 
 def _layer(decoder: Decoder, rank: Rank, layer: int) -> Iterator[Module]:
@@ -189,10 +199,11 @@ def _layer(decoder: Decoder, rank: Rank, layer: int) -> Iterator[Module]:
     if moe is not None and _is_sparse(decoder, layer):
         yield from _moe(decoder, moe, rank, f"{prefix}.{moe.traits.block}")
     else:
-        yield from _gated_mlp(
+        yield from _mlp(
             decoder, rank, f"{prefix}.mlp", decoder.intermediate_size, bias=decoder.mlp_bias
         )
-    yield Plain(name=f"{prefix}.layernorms", elements=2 * decoder.hidden_size)
+    elements = decoder.traits.norms * decoder.hidden_size + decoder.traits.activation_elements
+    yield Plain(name=f"{prefix}.layernorms", elements=elements)
 
 
 def _attention(decoder: Decoder, rank: Rank, name: str) -> Iterator[Module]:
@@ -215,7 +226,8 @@ def _attention(decoder: Decoder, rank: Rank, name: str) -> Iterator[Module]:
         split="row",
         bias=shape.o_bias,
     )
-    norms = {"none": 0, "head": 2 * shape.head_dim, "sharded": heads + kv}
+    whole = (shape.num_heads + shape.num_kv_heads) * shape.head_dim
+    norms = {"none": 0, "head": 2 * shape.head_dim, "sharded": heads + kv, "whole": whole}
     yield Plain(name=f"{name}.qk_norm", elements=norms[shape.qk_norm])
     yield Attention(name=f"{name}.attn")
 
@@ -228,15 +240,16 @@ def kv_heads_per_rank(num_kv_heads: int, tp_size: int) -> int:
     return max(1, num_kv_heads // tp_size)
 
 
-def _gated_mlp(
+def _mlp(
     decoder: Decoder, rank: Rank, name: str, width: int, *, bias: bool = False
 ) -> Iterator[Module]:
     share = width // rank.tp_size
+    gated = decoder.traits.gated_mlp
     yield Linear(
-        name=f"{name}.gate_up_proj",
-        shards=(f"{name}.gate_proj", f"{name}.up_proj"),
+        name=f"{name}.gate_up_proj" if gated else f"{name}.up_proj",
+        shards=(f"{name}.gate_proj", f"{name}.up_proj") if gated else (f"{name}.up_proj",),
         input_size=decoder.hidden_size,
-        output_sizes=(share, share),
+        output_sizes=(share, share) if gated else (share,),
         split="column",
         bias=bias,
     )
@@ -282,7 +295,7 @@ def _shared_expert(decoder: Decoder, moe: MoeShape, rank: Rank, name: str) -> It
     own = "shared_expert" if gated else "shared_experts"
     if gated:
         yield Plain(name=f"{name}.shared_expert_gate", elements=decoder.hidden_size)
-    yield from _gated_mlp(decoder, rank, f"{name}.{own}", moe.shared_intermediate_size)
+    yield from _mlp(decoder, rank, f"{name}.{own}", moe.shared_intermediate_size)
 
 
 def _gpt_bigcode_layer(decoder: Decoder, rank: Rank, layer: int) -> Iterator[Module]:
