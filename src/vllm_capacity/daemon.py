@@ -161,7 +161,7 @@ class _Server(uvicorn.Server):
 
 
 async def _start_simulation(stack: AsyncExitStack) -> TargetSettings:
-    """Start the embedded engine; its clients are patient and share one system prompt."""
+    """Start the embedded engine; its clients are patient, want one answer each, share a prompt."""
     from vllm_capacity.predict import EngineArgs  # noqa: PLC0415 (only to simulate)
     from vllm_capacity.simulate import (  # noqa: PLC0415
         SIMULATED_ENGINE_ARGS,
@@ -170,7 +170,9 @@ async def _start_simulation(stack: AsyncExitStack) -> TargetSettings:
         Workload,
     )
 
-    server = SimulatedServer(SimulationConfig(), Workload(hang_up_share=0.0, num_shared_prefixes=1))
+    server = SimulatedServer(
+        SimulationConfig(), Workload(hang_up_share=0.0, parallel_share=0.0, num_shared_prefixes=1)
+    )
     stack.push_async_callback(server.stop)
     url = await server.start()
     log.info("simulated engine started", url=url)
