@@ -10,7 +10,6 @@ from pathlib import Path
 
 from vllm_capacity.commands.check import GAPS
 from vllm_capacity.export.catalogue import CATALOGUE
-from vllm_capacity.export.metric import SCOPE_LABELS
 from vllm_capacity.settings import DEFAULT_PORT, SETTINGS, Setting
 
 DOCS = Path(__file__).parent
@@ -21,7 +20,7 @@ def metrics_table() -> Iterator[str]:
     yield "| metric | type | labels | meaning |"
     yield "|---|---|---|---|"
     for metric in CATALOGUE:
-        labels = ", ".join(f"`{label}`" for label in SCOPE_LABELS[metric.scope] + metric.labels)
+        labels = ", ".join(f"`{label}`" for label in metric.all_labels)
         yield f"| `{metric.name}` | {metric.kind} | {labels} | {metric.help} |"
 
 

@@ -99,7 +99,7 @@ def _verdict(prediction: Prediction) -> dict[str, str]:
 
 
 def limits_of(facts: DeploymentFacts, status: PredictionStatus) -> Limits:
-    """Limits of the engine: as given, else as its API says, else as vLLM would choose."""
+    """Limits of the engine: as its API says, else as given, else as vLLM would choose."""
     given = {name: getattr(facts.given_args, name, None) for name in _LIMITS}
     served = {"max_model_len": facts.max_model_len}
     resolved = None if status.prediction is None else status.prediction.resolved

@@ -52,6 +52,7 @@ class GpuMonitor:
             self._fail(error, time.monotonic() - started)
         else:
             self.health = self.health.succeeded(at=self._wall(), seconds=time.monotonic() - started)
+            self._tell_faults()
 
     def close(self) -> None:
         """Let go of the driver."""

@@ -33,7 +33,6 @@ def test_a_real_page_of_0_32_is_read_in_full() -> None:
     assert engine.used_blocks == 13
     assert engine.free_blocks == 336
     assert engine.waiting_by_reason == {"capacity": 0, "deferred": 0}
-    assert engine.finished_requests["length"] > 0
     assert engine.request_prompt_tokens is not None
     assert engine.request_prompt_tokens.buckets[-1][0] == float("inf")
 
@@ -60,7 +59,7 @@ def test_a_metric_that_is_not_there_is_absent_and_never_zero() -> None:
         ("prompt_tokens_total", "prompt_tokens"),
         ("prompt_tokens", "prompt_tokens"),
         ("num_preemptions", "preemptions"),
-        ("gpu_prefix_cache_hits_total", "prefix_cache_hits_tokens"),
+        ("gpu_prefix_cache_queries_total", "prefix_cache_queries_tokens"),
         ("request_prompt_tokens_sum", "request_prompt_tokens_sum"),
         ("prompt_tokens_created", None),
         ("time_to_first_token_seconds_bucket", None),
@@ -120,6 +119,15 @@ def test_a_config_without_an_engine_label_holds_for_every_engine() -> None:
         'vllm:num_requests_running{engine="0"} 1\nvllm:num_requests_running{engine="1"} 2\n'
     )
     assert [engine.block_size_tokens for engine in page.engines] == [16, 16]
+
+
+def test_a_series_without_an_engine_label_is_no_engine_beside_labelled_ones() -> None:
+    page = snapshot_of(
+        'vllm:num_requests_running{engine="3"} 1\nvllm:generation_tokens_total{model_name="m"} 5\n'
+        'vllm:cache_config_info{engine="3",num_gpu_blocks="101"} 1\n'
+    )
+    [engine] = page.engines
+    assert (engine.engine, engine.num_gpu_blocks) == ("3", 101)
 
 
 def test_engines_come_in_the_order_of_their_numbers() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from vllm_capacity.commands.engine_flags import add_deployment_flags, deployment_facts
 from vllm_capacity.compare.assessment import EngineAssessment
+from vllm_capacity.compare.headroom import BASES
 from vllm_capacity.deployment import DeploymentFacts
 from vllm_capacity.errors import ExpositionError
 from vllm_capacity.monitor import Pipeline
@@ -69,10 +70,7 @@ def replayed(a: EngineAssessment) -> Mapping[str, Any]:
         "prediction_error_blocks": None if error is None else error.difference,
         "ledger_state": a.ledger.state,
         "committed_blocks": None,
-        "headroom_requests": {
-            basis: a.headroom.requests.get(basis)
-            for basis in ("observed_mean", "observed_p95", "full_length")
-        },
+        "headroom_requests": {basis: a.headroom.requests.get(basis) for basis in BASES},
         "time_to_exhaustion_seconds": None,
         "binding_limit": None,
         "state": None,

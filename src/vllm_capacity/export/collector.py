@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 
 from vllm_capacity.compare.fleet import DURATION_BOUNDS_SECONDS, FleetAssessment, SourceHealth
 from vllm_capacity.export.catalogue import CATALOGUE
-from vllm_capacity.export.metric import SCOPE_LABELS, Metric
+from vllm_capacity.export.metric import Metric
 
 log = structlog.get_logger()
 
@@ -72,7 +72,7 @@ class CapacityCollector(Collector):
 
     def _family(self, metric: Metric) -> Family:
         own = self._target_label if metric.scope in {"engine", "target"} else ()
-        labels = (*own, *SCOPE_LABELS[metric.scope], *metric.labels)
+        labels = (*own, *metric.all_labels)
         family: Family = _FAMILIES[metric.kind](metric.name, metric.help, labels=labels)
         return family
 

@@ -84,7 +84,6 @@ class EngineSnapshot:
         kv_cache_size_tokens: vLLM's own group-aware capacity (0.25 and newer).
         max_concurrency: requests of full length that fit, by vLLM's own account (0.25 and newer).
         prompt_tokens, generation_tokens, preemptions, cached_prompt_tokens, …: counters.
-        finished_requests: by ``finished_reason``.
         request_prompt_tokens, request_generation_tokens: histograms over finished requests.
         first_tokens: requests that have received their first token, ever.
         first_token_seconds: the seconds that they waited for it, added up.
@@ -115,9 +114,7 @@ class EngineSnapshot:
     generation_tokens: float | None
     preemptions: float | None
     prefix_cache_queries_tokens: float | None
-    prefix_cache_hits_tokens: float | None
     cached_prompt_tokens: float | None
-    finished_requests: Mapping[str, float]
     request_prompt_tokens: Histogram | None
     request_generation_tokens: Histogram | None
     request_prefill_computed_tokens: Histogram | None
@@ -157,7 +154,6 @@ class _Readings:
     model_name: str | None = None
     values: dict[str, float] = field(default_factory=dict)
     by_reason: dict[str, float] = field(default_factory=dict)
-    finished: dict[str, float] = field(default_factory=dict)
     buckets: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     cache_config: Mapping[str, str] = field(default_factory=dict)
 
@@ -198,6 +194,10 @@ def snapshots_of_page(samples: Iterable[Sample], *, taken_at_seconds: float) -> 
             shared_config = labels
         else:
             _add(engines.setdefault(_engine_of(labels), _Readings()), reading, labels, value)
+    # Old versions have no engine label at all; where there is one, a series without is no engine.
+    unlabelled = engines.pop("", None)
+    if unlabelled is not None and not engines:
+        engines["0"] = unlabelled
     for readings in engines.values():
         readings.cache_config = readings.cache_config or shared_config
     server = _server_totals(of_the_server, engines.values())
@@ -216,9 +216,9 @@ def _is_a_number(value: float) -> bool:
 
 
 def _engine_of(labels: Mapping[str, str]) -> str:
-    engine = labels.get("engine", "0")
+    engine = labels.get("engine", "")
     replica = labels.get("ReplicaId") or labels.get("replica")  # Ray: many replicas on one page
-    return f"{replica}/{engine}" if replica else engine
+    return f"{replica}/{engine or '0'}" if replica else engine
 
 
 def _by_number(engine: str) -> tuple[int, str]:
@@ -235,9 +235,6 @@ def _add(readings: _Readings, reading: str, labels: Mapping[str, str], value: fl
         bound = _bound(labels.get("le", ""))
         if bound is not None:
             readings.buckets.setdefault(reading, []).append((bound, value))
-    elif reading == "finished_requests":
-        reason = labels.get("finished_reason", "unknown")
-        readings.finished[reason] = readings.finished.get(reason, 0.0) + value
     else:
         _put(readings.values, reading, value)
 
@@ -293,9 +290,7 @@ def _snapshot(  # noqa: PLR0917
         generation_tokens=values.get("generation_tokens"),
         preemptions=values.get("preemptions"),
         prefix_cache_queries_tokens=values.get("prefix_cache_queries_tokens"),
-        prefix_cache_hits_tokens=values.get("prefix_cache_hits_tokens"),
         cached_prompt_tokens=values.get("cached_prompt_tokens"),
-        finished_requests=dict(readings.finished),
         request_prompt_tokens=readings.histogram("request_prompt_tokens"),
         request_generation_tokens=readings.histogram("request_generation_tokens"),
         request_prefill_computed_tokens=readings.histogram("request_prefill_computed_tokens"),

@@ -24,10 +24,7 @@ _COUNTERS = {
     "generation_tokens": ("generation_tokens",),
     "preemptions": ("num_preemptions",),
     "prefix_cache_queries_tokens": ("prefix_cache_queries", "gpu_prefix_cache_queries"),
-    "prefix_cache_hits_tokens": ("prefix_cache_hits", "gpu_prefix_cache_hits"),
     "cached_prompt_tokens": ("prompt_tokens_cached",),
-    "finished_requests": ("request_success",),
-    "admission_rejections": ("admission_rejections",),
 }
 _HISTOGRAMS = {
     "request_prompt_tokens": ("request_prompt_tokens",),

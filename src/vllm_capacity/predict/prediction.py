@@ -28,7 +28,7 @@ from vllm_capacity.predict.packed_quantization import CompressedTensorsPacked, P
 from vllm_capacity.predict.parallel import Rank, ranks, stage_layers
 from vllm_capacity.predict.quantization import Quantization, Unquantized
 from vllm_capacity.predict.resolved import Refusal, ResolvedArgs, resolve
-from vllm_capacity.predict.vllm_version import NEWEST_KNOWN, VllmVersion
+from vllm_capacity.predict.vllm_version import NEWEST_KNOWN, OLDEST_KNOWN, VllmVersion
 from vllm_capacity.predict.weights import (
     allocator_slack_bytes,
     kv_heads_per_rank,
@@ -321,6 +321,8 @@ def _quantization(model: ModelConfig, decoder: Decoder, args: EngineArgs) -> Qua
 def _check_release(decoder: Decoder, version: VllmVersion) -> None:
     """Classes that vLLM takes from Transformers were classes of its own in older releases."""
     traits = decoder.traits
+    if version < OLDEST_KNOWN:
+        raise Refusal(f"releases before {OLDEST_KNOWN} are not described exactly yet")
     borrowed = not traits.rotary_table or traits.family == "gpt_bigcode"
     if borrowed and version < NEWEST_KNOWN:
         raise Refusal(f"{traits.source} is described exactly from vLLM {NEWEST_KNOWN} on only")

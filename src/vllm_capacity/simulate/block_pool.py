@@ -36,7 +36,6 @@ class BlockPool:
         self._enable_caching = enable_caching
         self._num_usable = num_gpu_blocks - 1
         blocks = [Block(block_id) for block_id in range(num_gpu_blocks)]
-        self._blocks = blocks
         # Block 0 is the null block: it stands for no block and is never handed out.
         self._free: OrderedDict[Block, None] = OrderedDict.fromkeys(blocks[1:])
         # Two requests may compute the same content at once; both blocks are kept.
