@@ -99,8 +99,10 @@ def test_a_target_in_the_file_has_settings_of_its_own() -> None:
         },
     )
     a, b = settings.targets
-    assert (a.name, a.gpu, a.engine_args.max_num_seqs) == ("a", "H100", 64)
-    assert (b.name, b.gpu, b.engine_args.max_num_seqs) == (None, "A100", 32)
+    assert a.gpu is not None
+    assert b.gpu is not None
+    assert (a.name, a.gpu.name, a.engine_args.max_num_seqs) == ("a", "NVIDIA H100 80GB HBM3", 64)
+    assert (b.name, b.gpu.name, b.engine_args.max_num_seqs) == (None, "NVIDIA A100-SXM4-80GB", 32)
 
 
 def test_vllms_own_flags_hold_for_every_target_and_win() -> None:
@@ -140,6 +142,15 @@ def test_what_a_kubernetes_service_of_our_name_puts_there_is_no_setting_of_ours(
         "VLLM_CAPACITY_PORT_8935_TCP_ADDR": "10.0.0.7",
     }
     assert resolved(TARGET, environment).scrape_interval == 5.0
+
+
+def test_a_gpu_or_a_release_that_nobody_knows_is_a_fault_wherever_it_stands() -> None:
+    assert faults({**TARGET, "gpu": "Z9000", "vllm-version": "newest"}) == [
+        "--gpu",
+        "--vllm-version",
+    ]
+    entry = {"url": "http://a:1", "gpu": "Z9000", "vllm-version": "newest"}
+    assert faults(file={"targets": [entry]}) == ["targets[0].gpu", "targets[0].vllm-version"]
 
 
 def test_a_target_given_twice_is_a_fault() -> None:

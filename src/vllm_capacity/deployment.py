@@ -19,7 +19,6 @@ from vllm_capacity.predict import (
     ModelConfig,
     Prediction,
     VllmVersion,
-    gpu_named,
     predict,
 )
 from vllm_capacity.units import Bytes
@@ -40,7 +39,7 @@ class DeploymentFacts:
         cache_config: labels of ``vllm:cache_config_info``.
         max_model_len: as ``/v1/models`` says.
         vllm_version: as given, or as ``/version`` says.
-        gpu: as given: a name, or bytes.
+        gpu: as given.
         nvml_gpu: the host's first GPU, by NVML.
     """
 
@@ -51,8 +50,8 @@ class DeploymentFacts:
     given_args: EngineArgs
     cache_config: Mapping[str, str] = field(default_factory=dict)
     max_model_len: int | None = None
-    vllm_version: str | None = None
-    gpu: str | None = None
+    vllm_version: VllmVersion | None = None
+    gpu: Gpu | None = None
     nvml_gpu: Gpu | None = None
 
     def with_labels(self, cache_config: Mapping[str, str]) -> "DeploymentFacts":
@@ -72,8 +71,8 @@ def predict_deployment(facts: DeploymentFacts) -> PredictionStatus:
             Deployment(
                 model=model,
                 engine_args=_engine_args(facts),
-                gpu=_gpu(facts),
-                vllm_version=_version(facts.vllm_version),
+                gpu=facts.gpu or facts.nvml_gpu,
+                vllm_version=facts.vllm_version,
             )
         )
     except ModelConfigError as error:
@@ -138,18 +137,9 @@ def gpu_of_reading(reading: GpuReading) -> Gpu | None:
     )
 
 
-def _gpu(facts: DeploymentFacts) -> Gpu | None:
-    if facts.gpu is None:
-        return facts.nvml_gpu
-    if facts.gpu.isdecimal():
-        return Gpu(name="", compute_capability=None, total_memory_bytes=Bytes(int(facts.gpu)))
-    return gpu_named(facts.gpu)
-
-
-def _version(text: str | None) -> VllmVersion | None:
-    if text is None:
-        return None
+def served_version(text: str | None) -> VllmVersion | None:
+    """What ``/version`` answers as a release; None for a build that names none."""
     try:
-        return VllmVersion.parse(text)
+        return None if text is None else VllmVersion.parse(text)
     except ValueError:
         return None

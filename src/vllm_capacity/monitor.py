@@ -11,7 +11,7 @@ import structlog
 from vllm_capacity.compare.assessment import EngineAssessment, EngineAssessor
 from vllm_capacity.compare.fleet import PredictionStatus, SourceHealth, TargetAssessment
 from vllm_capacity.compare.headroom import Limits
-from vllm_capacity.deployment import DeploymentFacts, limits_of, predict_deployment
+from vllm_capacity.deployment import DeploymentFacts, limits_of, predict_deployment, served_version
 from vllm_capacity.errors import ExpositionError, SourceError
 from vllm_capacity.observe.engine_snapshot import PageSnapshot, snapshots_of_page
 from vllm_capacity.observe.exposition import ExpositionParser
@@ -182,7 +182,7 @@ class Monitor:
             self._model_root = models[0].root
             self._facts = replace(self._facts, max_model_len=models[0].max_model_len)
         if self._settings.vllm_version is None:
-            self._facts = replace(self._facts, vllm_version=version)
+            self._facts = replace(self._facts, vllm_version=served_version(version))
         self._published = replace(self._published, vllm_version=version)
         if "config" not in self._health or self._model_root != known_root:
             await self.collect_config()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_capacity.errors import Fault, SettingsError
+from vllm_capacity.predict import VllmVersion, gpu_given
 from vllm_capacity.setting_values import (
     duration_seconds,
     listen_address,
@@ -85,7 +86,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "gpu",
         None,
-        text,
+        gpu_given,
         (
             "GPU that vLLM runs on: a name, as in 'H100 80GB', or its memory in "
             "bytes; default: what NVML says"
@@ -93,7 +94,11 @@ SETTINGS: tuple[Setting, ...] = (
         metavar="NAME",
     ),
     Setting(
-        "vllm-version", None, text, "vLLM's version, where /version does not say", metavar="X.Y.Z"
+        "vllm-version",
+        None,
+        VllmVersion.parse,
+        "vLLM's version, where /version does not say",
+        metavar="X.Y.Z",
     ),
     Setting(
         "simulate", False, switch, "start the embedded simulated engine and watch it", metavar=""

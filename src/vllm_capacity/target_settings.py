@@ -6,9 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vllm_capacity.errors import EngineArgsError, Fault
-from vllm_capacity.predict import EngineArgs
+from vllm_capacity.predict import EngineArgs, Gpu, VllmVersion, gpu_given
 
 _PER_TARGET = ("model-config", "vllm-args", "gpu", "vllm-version", "bearer-token-file")
+_READERS: Mapping[str, Callable[[str], Any]] = {
+    "gpu": gpu_given,
+    "vllm-version": VllmVersion.parse,
+}
 _TARGET_KEYS = ("url", "name", "engine-args", *_PER_TARGET)
 
 
@@ -21,7 +25,7 @@ class TargetSettings:
         name: value of the ``target`` label; None: host and port.
         model_config: where its config.json is; None: where /v1/models points.
         engine_args: what was given on flags or in the file.
-        gpu: name or bytes; None: NVML's.
+        gpu: None: NVML's.
         vllm_version: None: what /version says.
         bearer_token_file: file with its token.
     """
@@ -30,8 +34,8 @@ class TargetSettings:
     name: str | None = None
     model_config: str | None = None
     engine_args: EngineArgs = field(default_factory=lambda: EngineArgs.from_mapping({}))
-    gpu: str | None = None
-    vllm_version: str | None = None
+    gpu: Gpu | None = None
+    vllm_version: VllmVersion | None = None
     bearer_token_file: str | None = None
 
 
@@ -81,7 +85,12 @@ def _target(
         for key, value in entry.items()
         if key not in _TARGET_KEYS
     ]
-    merged = {**common, **{k: str(v) for k, v in entry.items() if k in _PER_TARGET}}
+    own = {
+        key: _own_value(f"{where}.{key}", key, value, faults)
+        for key, value in entry.items()
+        if key in _PER_TARGET
+    }
+    merged = {**common, **own}
     name = entry.get("name")
     return TargetSettings(
         url=entry["url"],
@@ -92,6 +101,15 @@ def _target(
         vllm_version=merged["vllm-version"],
         bearer_token_file=merged["bearer-token-file"],
     )
+
+
+def _own_value(where: str, key: str, value: Any, faults: list[Fault]) -> Any:
+    """One setting of a target's own, read as it is for all targets."""
+    try:
+        return _READERS.get(key, str)(str(value))
+    except ValueError as error:
+        faults.append(Fault(where, value, str(error)))
+        return None
 
 
 def _own_args(

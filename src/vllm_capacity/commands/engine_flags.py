@@ -2,13 +2,17 @@
 
 import argparse
 import shlex
+from collections.abc import Callable
+from typing import TypeVar
 
-from vllm_capacity.deployment import DeploymentFacts
+from vllm_capacity.deployment import DeploymentFacts, served_version
 from vllm_capacity.errors import EngineArgsError, Fault, SourceError
-from vllm_capacity.predict import EngineArgs
+from vllm_capacity.predict import EngineArgs, VllmVersion, gpu_given
 from vllm_capacity.predict.engine_args import ENGINE_FLAGS
 from vllm_capacity.sources.model_files import ModelFiles, read_model_config
 from vllm_capacity.sources.vllm_http import ServedModel
+
+T = TypeVar("T")
 
 
 def add_engine_flags(parser: argparse.ArgumentParser) -> None:
@@ -71,9 +75,19 @@ def deployment_facts(
         config_source="config.json" if files is None else files.path,
         given_args=_given_args(args),
         max_model_len=None if served is None else served.max_model_len,
-        vllm_version=args.vllm_version or version,
-        gpu=args.gpu,
+        vllm_version=_read("vllm-version", args.vllm_version, VllmVersion.parse)
+        or served_version(version),
+        gpu=_read("gpu", args.gpu, gpu_given),
     )
+
+
+def _read(flag: str, text: str | None, reader: Callable[[str], T]) -> T | None:
+    if text is None:
+        return None
+    try:
+        return reader(text)
+    except ValueError as error:
+        raise EngineArgsError("flags", [Fault(flag, text, str(error))]) from None
 
 
 def _given_args(args: argparse.Namespace) -> EngineArgs:

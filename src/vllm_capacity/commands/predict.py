@@ -9,14 +9,7 @@ from vllm_capacity.commands.engine_flags import add_deployment_flags, deployment
 from vllm_capacity.commands.predict_jsonl import answer_line
 from vllm_capacity.commands.predict_table import fits, render
 from vllm_capacity.errors import EngineArgsError, Fault, ModelConfigError
-from vllm_capacity.predict import (
-    Deployment,
-    Gpu,
-    ModelConfig,
-    VllmVersion,
-    gpu_named,
-)
-from vllm_capacity.units import Bytes
+from vllm_capacity.predict import Deployment, ModelConfig
 
 _EPILOG = """\
 exit status: 0 the deployment fits, 1 it does not or is not described exactly, 2 wrongly asked.
@@ -86,33 +79,11 @@ def _deployment(args: argparse.Namespace) -> Deployment:
             facts.config, hf_quant_config=facts.hf_quant_config, source=facts.config_source
         ),
         engine_args=facts.given_args,
-        gpu=_gpu(args.gpu),
-        vllm_version=_version(args.vllm_version),
+        gpu=facts.gpu,
+        vllm_version=facts.vllm_version,
         env=_environment(args.env),
         flashinfer=args.flashinfer,
     )
-
-
-def _gpu(text: str | None) -> Gpu | None:
-    if text is None:
-        return None
-    if text.isascii() and text.isdigit():
-        return Gpu(name="", compute_capability=None, total_memory_bytes=Bytes(int(text)))
-    gpu = gpu_named(text)
-    if gpu is None:
-        problem = "is not a GPU whose reported memory is known; give its bytes as CUDA reports them"
-        raise EngineArgsError("flags", [Fault("gpu", text, problem)])
-    return gpu
-
-
-def _version(text: str | None) -> VllmVersion | None:
-    if text is None:
-        return None
-    try:
-        return VllmVersion.parse(text)
-    except ValueError:
-        fault = Fault("vllm-version", text, "must look like 0.32.0")
-        raise EngineArgsError("flags", [fault]) from None
 
 
 def _environment(words: list[str]) -> dict[str, str]:

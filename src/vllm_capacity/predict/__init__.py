@@ -1,7 +1,7 @@
 """Predict: from a deployment's description alone, what vLLM will use. Pure; no I/O."""
 
 from vllm_capacity.predict.engine_args import EngineArgs
-from vllm_capacity.predict.gpu import Gpu, gpu_named
+from vllm_capacity.predict.gpu import Gpu, gpu_given, gpu_named
 from vllm_capacity.predict.kv_cache_plan import KVCacheGroup, KVCachePlan
 from vllm_capacity.predict.memory_budget import MemoryBudget
 from vllm_capacity.predict.model_config import ModelConfig
@@ -20,6 +20,7 @@ __all__ = [
     "Prediction",
     "ResolvedArgs",
     "VllmVersion",
+    "gpu_given",
     "gpu_named",
     "predict",
 ]

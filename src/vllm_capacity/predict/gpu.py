@@ -63,3 +63,20 @@ def gpu_named(name: str) -> Gpu | None:
     if size is not None and int(size[1]) != _CATALOGUE_GB.get(stem):
         return None
     return _KNOWN.get(stem)
+
+
+def gpu_given(text: str) -> Gpu:
+    """The GPU that an operator names, or whose bytes they give as CUDA reports them.
+
+    Raises:
+        ValueError: neither.
+    """
+    word = text.strip()
+    if word.isascii() and word.isdigit() and int(word) > 0:
+        return Gpu(name="", compute_capability=None, total_memory_bytes=Bytes(int(word)))
+    gpu = gpu_named(word)
+    if gpu is None:
+        raise ValueError(
+            "is not a GPU whose reported memory is known; give its bytes as CUDA reports them"
+        )
+    return gpu
