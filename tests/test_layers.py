@@ -20,8 +20,12 @@ MAY_IMPORT = {
     "settings": {"", "predict", "setting_values", "target_settings"},
     "logs": {""},
     "deployment": {"", "predict", "observe", "compare"},
-    "monitor": {"", "predict", "observe", "compare", "deployment", "target_settings", "sources"},
-    "gpu_monitor": {"", "predict", "observe", "compare", "deployment"},
+    "source_watch": {"", "compare"},
+    "monitor": {
+        *("", "predict", "observe", "compare", "sources"),
+        *("deployment", "target_settings", "source_watch"),
+    },
+    "gpu_monitor": {"", "predict", "observe", "compare", "deployment", "source_watch"},
     "daemon": {
         *("", "predict", "observe", "compare", "sources", "export", "simulate"),
         *("settings", "target_settings", "monitor", "gpu_monitor", "deployment"),

@@ -219,7 +219,7 @@ def test_a_config_that_is_missing_is_a_state_with_a_name(tmp_path: Path) -> None
 
 def test_the_prediction_is_made_anew_only_when_a_fact_changes() -> None:
     watched = Watched()
-    watched.monitor._adopt(ModelFiles(config=LLAMA, hf_quant_config=None, path="config.json"))
+    watched.monitor._adopt(ModelFiles(config=LLAMA, hf_quant_config=None, path="config.json"), None)
     watched.collect()
     first = watched.monitor.current().prediction
     watched.collect()

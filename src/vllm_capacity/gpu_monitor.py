@@ -9,9 +9,9 @@ import structlog
 
 from vllm_capacity.compare.fleet import SourceHealth
 from vllm_capacity.deployment import gpu_of_reading
-from vllm_capacity.errors import SourceError
 from vllm_capacity.observe.gpu_reading import GpuReading
 from vllm_capacity.predict import Gpu
+from vllm_capacity.source_watch import SourceWatch
 
 log = structlog.get_logger()
 
@@ -30,12 +30,17 @@ class GpuSource(Protocol):
 class GpuMonitor:
     """Reads every GPU of this host; no driver is a state with a name, not an error."""
 
-    def __init__(self, source: GpuSource, wall: Callable[[], float] = time.time) -> None:
-        self._source, self._wall = source, wall
+    def __init__(self, source: GpuSource, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._source, self._monotonic = source, monotonic
+        self._watch = SourceWatch("nvml", monotonic=monotonic)
         self.readings: tuple[GpuReading, ...] = ()
-        self.health = SourceHealth()
         self._faults: tuple[str, ...] = ()
         self._retry_at = 0.0
+
+    @property
+    def health(self) -> SourceHealth:
+        """How the last reading went."""
+        return self._watch.health
 
     def first_gpu(self) -> Gpu | None:
         """The first GPU as the predictor wants it."""
@@ -43,15 +48,13 @@ class GpuMonitor:
 
     async def collect(self) -> None:
         """One reading of all GPUs; a driver call can hang, so it is made in a thread."""
-        started = time.monotonic()
-        if self.health.last_reason == "absent" and started < self._retry_at:
+        now = self._monotonic()
+        if self.health.last_reason == "absent" and now < self._retry_at:
             return  # a driver does not come every few seconds
-        try:
-            self.readings = await asyncio.to_thread(self._source.read)
-        except SourceError as error:
-            self._fail(error, time.monotonic() - started)
-        else:
-            self.health = self.health.succeeded(at=self._wall(), seconds=time.monotonic() - started)
+        self._retry_at = now + _RETRY_ABSENT_SECONDS
+        readings = await self._watch.attempt(lambda: asyncio.to_thread(self._source.read))
+        self.readings = readings or ()
+        if readings is not None:
             self._tell_faults()
 
     def close(self) -> None:
@@ -63,11 +66,3 @@ class GpuMonitor:
         if self._source.faults != self._faults:
             self._faults = self._source.faults
             log.warning("GPUs left out", source="nvml", faults=list(self._faults))
-
-    def _fail(self, error: SourceError, seconds: float) -> None:
-        if self.health.last_error != str(error):
-            write = log.info if error.reason == "absent" else log.warning
-            write("no GPU readings", source="nvml", reason=error.reason, error=str(error))
-        self.readings = ()
-        self._retry_at = time.monotonic() + _RETRY_ABSENT_SECONDS
-        self.health = self.health.failed(reason=error.reason, message=str(error), seconds=seconds)

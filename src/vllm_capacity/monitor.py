@@ -2,9 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import structlog
 
@@ -17,12 +17,12 @@ from vllm_capacity.observe.engine_snapshot import PageSnapshot, snapshots_of_pag
 from vllm_capacity.observe.exposition import ExpositionParser
 from vllm_capacity.observe.metric_names import WANTED_NAMES
 from vllm_capacity.predict import Gpu
+from vllm_capacity.source_watch import SourceWatch
 from vllm_capacity.sources.model_files import ModelFiles
 from vllm_capacity.sources.vllm_http import ServedModel
 from vllm_capacity.target_settings import TargetSettings
 from vllm_capacity.units import Bytes
 
-T = TypeVar("T")
 _IDENTITY_SECONDS = 60.0
 
 log = structlog.get_logger()
@@ -115,7 +115,7 @@ class Monitor:
         self._facts = DeploymentFacts(
             given_args=settings.engine_args, gpu=settings.gpu, vllm_version=settings.vllm_version
         )
-        self._health: dict[str, SourceHealth] = {"vllm": SourceHealth()}
+        self._watches = {"vllm": self._watch("vllm")}
         self._model_root: str | None = None
         self._identified_at: float | None = None
         self._taken_at: float | None = None
@@ -123,7 +123,7 @@ class Monitor:
             target=name,
             url=engine.url,
             prediction=self._pipeline.predicted(self._facts)[0],
-            health=dict(self._health),
+            health=self._health(),
         )
 
     def current(self) -> TargetAssessment:
@@ -131,11 +131,14 @@ class Monitor:
         published = self._published
         if self._taken_at is None or self._monotonic() - self._taken_at <= self._expiry_seconds:
             return published
-        return replace(published, engines=(), metric_present={}, response_bytes=None)
+        return _withdrawn(published)
 
     async def collect_engine(self) -> None:
         """One collection from the target; never raises for anything the target does."""
-        await self._attempt("vllm", self._collect_page)
+        watch = self._watches["vllm"]
+        await watch.attempt(self._collect_page)
+        if watch.health.last_reason == "connect":  # nobody listens: nothing it said holds
+            self._published = _withdrawn(self._published)
         self._publish()
 
     async def collect_config(self) -> None:
@@ -143,8 +146,9 @@ class Monitor:
         where = self._settings.model_config or self._model_root
         if where is None:
             return
-        files = await self._attempt("config", lambda: asyncio.to_thread(self._read_config, where))
-        self._adopt(files)
+        watch = self._watches.setdefault("config", self._watch("config"))
+        files = await watch.attempt(lambda: asyncio.to_thread(self._read_config, where))
+        self._adopt(files, watch.health.last_error)
         self._publish()
 
     async def _collect_page(self) -> None:
@@ -184,13 +188,12 @@ class Monitor:
         if self._settings.vllm_version is None:
             self._facts = replace(self._facts, vllm_version=served_version(version))
         self._published = replace(self._published, vllm_version=version)
-        if "config" not in self._health or self._model_root != known_root:
+        if "config" not in self._watches or self._model_root != known_root:
             await self.collect_config()
 
-    def _adopt(self, files: ModelFiles | None) -> None:
+    def _adopt(self, files: ModelFiles | None, problem: str | None) -> None:
         if files is None:
-            problem = self._health["config"].last_error or "no config.json"
-            self._facts = replace(self._facts, config_problem=problem)
+            self._facts = replace(self._facts, config_problem=problem or "no config.json")
             return
         self._facts = replace(
             self._facts,
@@ -199,42 +202,17 @@ class Monitor:
             config_source=files.path,
         )
 
-    async def _attempt(self, source: str, work: Callable[[], Awaitable[T]]) -> T | None:
-        """Do one collection; its outcome becomes the source's health, a change of it a log line."""
-        before = self._health.get(source, SourceHealth())
-        started = self._monotonic()
-        try:
-            result = await work()
-        except (SourceError, ExpositionError) as error:
-            reason = error.reason if isinstance(error, SourceError) else "parse"
-            self._fail(source, before, reason, str(error), self._monotonic() - started)
-            return None
-        except Exception as error:  # a fault of ours; the daemon lives on and says so
-            message = f"internal error, please report it: {error!r}"
-            if before.last_error != message:
-                log.exception("collection crashed", target=self.name, source=source)
-            self._fail(source, before, "internal", message, self._monotonic() - started)
-            return None
-        self._health[source] = before.succeeded(
-            at=self._wall(), seconds=self._monotonic() - started
-        )
-        if before.up is not True:
-            log.info("source is up", target=self.name, source=source)
-        return result
-
-    def _fail(
-        self, source: str, before: SourceHealth, reason: str, message: str, seconds: float
-    ) -> None:
-        self._health[source] = before.failed(reason=reason, message=message, seconds=seconds)
-        if before.up is not False or before.last_error != message:
-            log.warning(
-                "source failed", target=self.name, source=source, reason=reason, error=message
-            )
-        if source == "vllm" and reason == "connect":  # nobody listens: nothing it said holds
-            self._published = replace(
-                self._published, engines=(), metric_present={}, response_bytes=None
-            )
-
     def _publish(self) -> None:
         status, _ = self._pipeline.predicted(self._facts)
-        self._published = replace(self._published, prediction=status, health=dict(self._health))
+        self._published = replace(self._published, prediction=status, health=self._health())
+
+    def _watch(self, source: str) -> SourceWatch:
+        return SourceWatch(source, target=self.name, monotonic=self._monotonic, wall=self._wall)
+
+    def _health(self) -> dict[str, SourceHealth]:
+        return {source: watch.health for source, watch in self._watches.items()}
+
+
+def _withdrawn(published: TargetAssessment) -> TargetAssessment:
+    """The same without what its last page said."""
+    return replace(published, engines=(), metric_present={}, response_bytes=None)
