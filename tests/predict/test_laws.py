@@ -239,13 +239,17 @@ def test_a_lengthened_rope_never_has_a_shorter_table(
     positions: int, factor: float, head_dim: int
 ) -> None:
     def table(rope_type: str, factor: float) -> int:
-        return Rope(
-            rope_type=rope_type,
-            factor=factor,
-            original_max_positions=positions,
-            max_positions=positions,
-            rotary_ratio=1.0,
-        ).cache_elements(head_dim)
+        return (
+            Rope(
+                rope_type=rope_type,
+                factor=factor,
+                original_max_positions=positions,
+                max_positions=positions,
+                rotary_ratio=1.0,
+            )
+            .table(head_dim)
+            .elements
+        )
 
     plain = table("default", 1.0)
     assert plain == positions * head_dim

@@ -139,7 +139,6 @@ def test_heads_that_kv_heads_do_not_divide_are_a_fault() -> None:
         ({"architectures": ["LlamaForCausalLM", "Other"]}, "more than one architecture"),
         ({"vision_config": {"hidden_size": 1}}, "vision_config"),
         ({"layer_types": ["sliding_attention"]}, "different attention kinds"),
-        ({"rope_scaling": {"type": "mrope", "mrope_section": [1]}}, "mrope_section"),
         ({"rope_scaling": {"rope_type": "su-nknown", "factor": 2.0}}, "su-nknown"),
         ({"hidden_act": "gelu"}, "only silu"),
         ({"head_dim": 100}, "heads of 100 elements"),

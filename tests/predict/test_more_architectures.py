@@ -15,7 +15,8 @@ from recorded import rows
 
 from vllm_capacity.errors import ModelConfigError
 from vllm_capacity.predict import Deployment, EngineArgs, ModelConfig, Prediction, predict
-from vllm_capacity.predict.weights import kv_heads_per_rank
+from vllm_capacity.predict.layer_cache import AttentionCache
+from vllm_capacity.predict.parallel import ranks
 
 CASES = rows("architectures")
 FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic"}
@@ -65,13 +66,28 @@ def test_the_weights_of_every_stage_are_those_that_vllm_built(case: dict[str, An
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["id"])
 def test_the_attention_layers_are_those_that_vllm_built(case: dict[str, Any]) -> None:
     expected, tensor_parallel = case["expected"], case["tensor_parallel_size"]
-    decoder = ModelConfig.from_dict(case["config"]).decoder
-    assert decoder is not None
-    shape = decoder.attention
-    assert decoder.num_hidden_layers == sum(expected["layers"])
-    assert kv_heads_per_rank(shape.num_kv_heads, tensor_parallel) == expected["num_kv_heads"]
-    assert shape.head_dim == expected["head_size"]
-    assert shape.sliding_window == expected["sliding_window"]
+    model = ModelConfig.from_dict(case["config"]).model
+    assert model is not None
+    rank = ranks(
+        tensor_parallel=tensor_parallel,
+        pipeline_parallel=1,
+        data_parallel=1,
+        expert_parallel=False,
+    )[0]
+    caches = [
+        named.cache
+        for layer in model.layers
+        for part in layer.parts
+        for named in part.caches(rank, layer.path)
+    ]
+    assert caches == [
+        AttentionCache(
+            num_kv_heads=expected["num_kv_heads"],
+            head_size=expected["head_size"],
+            head_size_v=expected["head_size"],
+            sliding_window=expected["sliding_window"],
+        )
+    ] * sum(expected["layers"])
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

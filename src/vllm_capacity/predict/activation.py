@@ -4,13 +4,13 @@ vLLM profiles one full batch, then one sampler run over ``max_num_seqs`` rows of
 follow from the operations; ``docs/method.md`` shows them against measured start-ups.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from vllm_capacity.predict.decoder import Decoder
-from vllm_capacity.predict.dtypes import element_bytes
+from vllm_capacity.predict.model import Transient
 from vllm_capacity.predict.parallel import Rank
 from vllm_capacity.predict.vllm_version import VllmVersion
+from vllm_capacity.predict.weights import StageModel
 from vllm_capacity.units import MIB, Bytes
 
 #: bf16 logits 2, fp32 logits 4, sorted values 4, sorted int64 indices 8, scratch of CUDA's
@@ -29,6 +29,10 @@ _MOE_WORKSPACE_STAYS = VllmVersion(0, 13)
 #: cuBLAS workspace on Hopper; 8 MiB elsewhere.
 _CUBLAS_HOPPER = 32 * MIB
 _CUBLAS = 8 * MIB
+_PHASE_ORIGINS = {
+    "mlp": "gate, up and activated product of one layer",
+    "experts": "workspaces of the fused experts",
+}
 #: How far measured peaks lie from the law: residuals of the start-ups in docs/method.md.
 _LAW_ERROR_RATIO = 0.03
 _LAW_ERROR_BYTES = 96 * MIB
@@ -39,7 +43,7 @@ class Phase:
     """One candidate for the peak.
 
     Attributes:
-        name: ``sampler``, ``mlp`` or ``experts``.
+        name: ``sampler``, ``mlp``, ``experts``, ``attention`` …
         bytes: what it holds at once.
         origin: how the number was obtained.
     """
@@ -130,32 +134,49 @@ class ActivationPeak:
         return self.phases[0]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """The batch that is profiled.
+
+    Attributes:
+        element_bytes: width of the model's dtype.
+    """
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    element_bytes: int
+
+
 def activation_peak(
-    decoder: Decoder,
+    stage: StageModel,
     rank: Rank,
     *,
-    dtype: str,
-    max_num_seqs: int,
-    max_num_batched_tokens: int,
+    batch: Batch,
     sampler: Sampler,
     version: VllmVersion,
     capability: tuple[int, int] | None,
 ) -> ActivationPeak:
     """The peak on one rank."""
-    width, tokens, hidden = element_bytes(dtype), max_num_batched_tokens, decoder.hidden_size
+    width, tokens, hidden = (
+        batch.element_bytes,
+        batch.max_num_batched_tokens,
+        stage.model.hidden_size,
+    )
     cublas = _CUBLAS_HOPPER if capability in {None, (9, 0)} else _CUBLAS
-    workspace = _moe_workspace(decoder, rank, tokens, width)
-    kept = workspace if version >= _MOE_WORKSPACE_STAYS else 0
+    transients = list(_transients(stage, rank))
+    kept = 0
+    if version >= _MOE_WORKSPACE_STAYS:
+        kept = width * tokens * max((each.workspace_elements for each in transients), default=0)
     # A stage receives hidden states and residual besides its own.
     passed_on = 2 * width * tokens * hidden if rank.pp_size > 1 else 0
     base = width * tokens * hidden + cublas + passed_on
-    rows = 2 * width * max_num_seqs * hidden
+    rows = 2 * width * batch.max_num_seqs * hidden
 
     def sampling(bytes_per_logit: float) -> int:
-        logits = bytes_per_logit * max_num_seqs * decoder.vocab_size
+        logits = bytes_per_logit * batch.max_num_seqs * stage.model.vocab_size
         return round(logits) + base + rows + kept
 
-    phases = [_forward_phase(decoder, rank, tokens, width=width, base=base, workspace=workspace)]
+    phases = [_forward_phase(transients, base, width * tokens)]
     if rank.is_last_stage:
         origin = f"{sampler.name}, {sampler.bytes_per_logit:g} bytes a logit"
         peak = Bytes(sampling(sampler.bytes_per_logit))
@@ -174,35 +195,24 @@ def activation_peak(
     )
 
 
-def _forward_phase(
-    decoder: Decoder, rank: Rank, tokens: int, *, width: int, base: int, workspace: int
-) -> Phase:
-    """The widest layer of the profiled batch."""
-    moe = decoder.moe
-    if moe is not None and len(moe.layers) == decoder.num_hidden_layers:
-        shared = 4 * width * tokens * moe.shared_intermediate_size // rank.tp_size
-        size = workspace + shared + base
-        return Phase(name="experts", bytes=Bytes(size), origin="workspaces of the fused experts")
-    # Gate and up, their copy, and the activated product: four widths of the intermediate.
-    mlp = 4 * width * tokens * decoder.intermediate_size // rank.tp_size
+def _transients(stage: StageModel, rank: Rank) -> Iterator[Transient]:
+    for _, layer in stage.kinds():
+        for part in layer.parts:
+            transient = part.transient(rank)
+            if transient is not None:
+                yield transient
+
+
+def _forward_phase(transients: Sequence[Transient], base: int, per_element: int) -> Phase:
+    """The widest part of the profiled batch."""
+    if not transients:
+        return Phase(name="hidden states", bytes=Bytes(base), origin="hidden states of the batch")
+    widest = max(transients, key=lambda transient: transient.elements)
     return Phase(
-        name="mlp",
-        bytes=Bytes(max(mlp, workspace) + base),
-        origin="gate, up and activated product of one layer",
+        name=widest.phase,
+        bytes=Bytes(per_element * widest.elements + base),
+        origin=_PHASE_ORIGINS.get(widest.phase, "operations of the widest layer"),
     )
-
-
-def _moe_workspace(decoder: Decoder, rank: Rank, tokens: int, width: int) -> int:
-    """The two workspaces of the fused experts.
-
-    Source: vLLM 0.32 ``layers/fused_moe/experts/triton_moe.py``, ``workspace_shapes``.
-    """
-    moe = decoder.moe
-    if moe is None:
-        return 0
-    share = moe.intermediate_size // rank.moe_tensor_parallel
-    per_row = max(2 * share, decoder.hidden_size) + max(share, 0)
-    return width * tokens * moe.experts_per_token * per_row
 
 
 def _slack(size: int) -> int:

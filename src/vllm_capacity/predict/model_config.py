@@ -5,32 +5,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vllm_capacity.errors import Fault, ModelConfigError
-from vllm_capacity.predict.architectures import TRAITS
-from vllm_capacity.predict.decoder import MAX_TOKENS, Decoder, read_decoder
 from vllm_capacity.predict.dtypes import MODEL_DTYPES
 from vllm_capacity.predict.fields import Fields
-from vllm_capacity.predict.rope import Rope
+from vllm_capacity.predict.model import Model
+from vllm_capacity.predict.models import BUILDERS
+from vllm_capacity.predict.refusal import Refusal
 from vllm_capacity.units import Tokens
 
-#: Keys by which vLLM 0.32 changes memory in ways that no row of the architecture table covers.
-#: Source: vLLM 0.32 ``config/model.py``, ``transformers_utils/model_arch_config_convertor.py``.
-_UNCOVERED_KEYS = (
-    "text_config",
-    "vision_config",
-    "audio_config",
-    "thinker_config",
-    "per_layer_config",
-    "dual_chunk_attention_config",
-    "attention_chunk_size",
-    "rswa_window",
-    "kv_lora_rank",
-    "block_configs",
-    "target_layer_count",
-    "compression_config",
-    "index_topk",
-    "num_kv_shared_layers",
-    "head_dtype",
-)
+_MAX_TOKENS = 1 << 32
+#: Where wrappers keep the text model. Source: transformers 5 ``configuration_utils.py``,
+#: ``get_text_config``; vLLM 0.32 ``transformers_utils/config.py``, ``get_hf_text_config``.
+_TEXT_KEYS = ("thinker_config", "text_config", "llm_config", "language_config")
 _POSITION_KEYS = (
     "max_position_embeddings",
     "n_positions",
@@ -54,7 +39,7 @@ class ModelConfig:
         quantization_config: as published, hf_quant_config.json folded in; None without one.
         default_max_model_len: longest request without ``--max-model-len``.
         longest_max_model_len: what ``--max-model-len`` may ask for at most.
-        decoder: None where ``unsupported`` says why.
+        model: the parts that vLLM builds; None where ``unsupported`` says why.
         unsupported: one sentence, None where the model is described exactly.
     """
 
@@ -64,7 +49,7 @@ class ModelConfig:
     quantization_config: Mapping[str, Any] | None
     default_max_model_len: Tokens | None
     longest_max_model_len: Tokens | None
-    decoder: Decoder | None
+    model: Model | None
     unsupported: str | None
 
     @classmethod
@@ -107,41 +92,48 @@ def _read(config: Fields, hf_quant_config: Mapping[str, Any] | None) -> ModelCon
         quantization_config=_quantization_config(config, hf_quant_config),
         default_max_model_len=None,
         longest_max_model_len=None,
-        decoder=None,
-        unsupported=_uncovered(config, names),
+        model=None,
+        unsupported=None,
     )
-    if model.unsupported is not None or names[0] not in TRAITS:
-        return model
-    decoder, reason = read_decoder(config, TRAITS[names[0]])
-    if reason is not None:
-        return replace(model, unsupported=reason)
-    default, longest = _max_model_len(config, decoder.rope)
-    return replace(
-        model, decoder=decoder, default_max_model_len=default, longest_max_model_len=longest
-    )
+    try:
+        return _described(model, config, names)
+    except Refusal as refusal:
+        return replace(model, unsupported=str(refusal))
 
 
-def _uncovered(config: Fields, names: tuple[str, ...]) -> str | None:
+def _described(model: ModelConfig, config: Fields, names: tuple[str, ...]) -> ModelConfig:
     if len(set(names)) > 1:
-        return f"more than one architecture is listed: {', '.join(names)}"
-    if names[0] and names[0] not in TRAITS:
-        return f"architecture {names[0]} is not described exactly yet"
-    for key in _UNCOVERED_KEYS:
-        if config.values.get(key):
-            return f"config key {key} changes memory in a way that is not covered yet"
-    if config.values.get("is_causal") is False:
-        return "bidirectional attention (is_causal false) keeps no KV cache"
-    return None
+        raise Refusal(f"more than one architecture is listed: {', '.join(names)}")
+    if not names[0]:
+        return model
+    builder = BUILDERS.get(names[0])
+    if builder is None:
+        raise Refusal(f"architecture {names[0]} is not described exactly yet")
+    built = builder(config)
+    default, longest = _max_model_len(text_config(config), built)
+    return replace(model, model=built, default_max_model_len=default, longest_max_model_len=longest)
+
+
+def text_config(config: Fields) -> Fields:
+    """The configuration of the text model inside a wrapper's, or the file itself."""
+    for key in _TEXT_KEYS:
+        inner = config.mapping(key)
+        if inner is not None:
+            return text_config(inner)
+    return config
 
 
 def _dtype(config: Fields) -> str | None:
-    key = "dtype" if config.has("dtype") else "torch_dtype"
-    text = config.text(key)
+    for reader in (config, text_config(config)):
+        key = "dtype" if reader.has("dtype") else "torch_dtype"
+        text = reader.text(key)
+        if text is not None:
+            break
     if text is None:
         return None
     dtype = MODEL_DTYPES.get(text.removeprefix("torch."))
     if dtype is None:
-        config.fault(key, f"must be one of {', '.join(sorted(MODEL_DTYPES))}")
+        reader.fault(key, f"must be one of {', '.join(sorted(MODEL_DTYPES))}")
     return dtype
 
 
@@ -158,19 +150,18 @@ def _quantization_config(
     return None if reader is None else {"quant_method": "modelopt", **reader.values}
 
 
-def _max_model_len(config: Fields, rope: Rope | None) -> tuple[Tokens, Tokens]:
+def _max_model_len(config: Fields, model: Model) -> tuple[Tokens, Tokens]:
     """The longest request by default, and the longest that the operator may ask for.
 
     Source: vLLM 0.32 ``config/model.py``, ``_get_and_verify_max_len``, and
     ``transformers_utils/model_arch_config_convertor.py``, ``derive_max_model_len_and_key``.
     """
-    lengths = [config.integer(key, maximum=MAX_TOKENS) for key in _POSITION_KEYS]
-    explicit = config.integer("model_max_length", maximum=MAX_TOKENS)
+    lengths = [config.integer(key, maximum=_MAX_TOKENS) for key in _POSITION_KEYS]
+    explicit = config.integer("model_max_length", maximum=_MAX_TOKENS)
     derived = explicit or min((length for length in lengths if length), default=1)
-    if rope is not None:
-        derived = int(derived * rope.length_factor)
+    derived = int(derived * model.length_factor)
     default = derived
-    if rope is not None and rope.rope_type == "longrope":
-        original = config.integer("original_max_position_embeddings", maximum=MAX_TOKENS)
+    if model.rope_type == "longrope":
+        original = config.integer("original_max_position_embeddings", maximum=_MAX_TOKENS)
         default = original or derived
     return Tokens(default), Tokens(max(derived, explicit or 0))

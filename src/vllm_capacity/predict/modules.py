@@ -19,6 +19,7 @@ class Linear:
         bias: whether it adds a bias of ``sum(output_sizes)`` elements.
         quantizable: whether vLLM hands it the quantisation config.
         element_bytes: width of an unquantised element where it is not the model's dtype.
+        is_head: whether it makes the logits; few quantisations reach it.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Linear:
     bias: bool = False
     quantizable: bool = True
     element_bytes: int | None = None
+    is_head: bool = False
 
     @property
     def elements(self) -> int:
@@ -52,6 +54,9 @@ class RoutedExperts:
         intermediate_size: width of one expert on this rank.
         is_split: whether ranks share each expert.
         expert_map_entries: entries of the int32 map from global to local expert, 0 without EP.
+        gated: whether an expert has a gate besides up and down.
+        bias: whether its projections have biases.
+        projections: the checkpoint's names of an expert's projections.
     """
 
     name: str
@@ -60,6 +65,9 @@ class RoutedExperts:
     intermediate_size: int
     is_split: bool = False
     expert_map_entries: int = 0
+    gated: bool = True
+    bias: bool = False
+    projections: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,9 +86,16 @@ class Plain:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Attention:
-    """One attention layer's own buffers and, under quantisation, its KV scale parameters."""
+    """One attention layer's own buffers and, under quantisation, its KV scale parameters.
+
+    Attributes:
+        latent: whether it is multi-head latent attention (MLA).
+        num_kv_heads: heads on this rank.
+    """
 
     name: str
+    latent: bool = False
+    num_kv_heads: int = 1
 
 
 Module = Linear | RoutedExperts | Plain | Attention

@@ -105,3 +105,11 @@ def local_experts(num_experts: int, rank: Rank) -> int:
     """
     base, remainder = divmod(num_experts, rank.expert_parallel)
     return base + (1 if rank.tp_rank < remainder else 0)
+
+
+def kv_heads_per_rank(num_kv_heads: int, tp_size: int) -> int:
+    """KV heads on one rank; fewer heads than ranks are replicated.
+
+    Source: vLLM 0.32 ``config/model.py``, ``ModelConfig.get_num_kv_heads``.
+    """
+    return max(1, num_kv_heads // tp_size)

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vllm_capacity.errors import EngineArgsError, Fault
-from vllm_capacity.predict.activation import activation_peak, choose_sampler
+from vllm_capacity.predict.activation import Batch, activation_peak, choose_sampler
 from vllm_capacity.predict.checkpoint_quantization import read_quantization
-from vllm_capacity.predict.decoder import Decoder
+from vllm_capacity.predict.dtypes import element_bytes
 from vllm_capacity.predict.engine_args import EngineArgs
 from vllm_capacity.predict.gpu import Gpu
 from vllm_capacity.predict.kv_cache_plan import KVCacheGroup, KVCachePlan, Planner
@@ -15,6 +15,7 @@ from vllm_capacity.predict.kv_cache_spec import (
     FullAttentionSpec,
     SlidingWindowSpec,
 )
+from vllm_capacity.predict.layer_cache import AttentionCache, LayerCache
 from vllm_capacity.predict.memory_budget import (
     MemoryBudget,
     cuda_graphs,
@@ -23,15 +24,18 @@ from vllm_capacity.predict.memory_budget import (
     requested_bytes,
     subtracts_cuda_graphs,
 )
+from vllm_capacity.predict.model import Model
 from vllm_capacity.predict.model_config import ModelConfig
 from vllm_capacity.predict.packed_quantization import CompressedTensorsPacked, PackedIntegers
 from vllm_capacity.predict.parallel import Rank, ranks, stage_layers
 from vllm_capacity.predict.quantization import Quantization, Unquantized
-from vllm_capacity.predict.resolved import Refusal, ResolvedArgs, resolve
+from vllm_capacity.predict.refusal import Refusal
+from vllm_capacity.predict.resolved import ResolvedArgs, resolve
 from vllm_capacity.predict.vllm_version import NEWEST_KNOWN, OLDEST_KNOWN, VllmVersion
 from vllm_capacity.predict.weights import (
+    StageModel,
+    Widths,
     allocator_slack_bytes,
-    kv_heads_per_rank,
     refusal,
     weights_bytes,
 )
@@ -107,24 +111,29 @@ class _Prediction:
     """One prediction under way."""
 
     def __init__(self, deployment: Deployment) -> None:
-        model, args = deployment.model, deployment.engine_args
-        if model.unsupported is not None or model.decoder is None:
-            raise Refusal(model.unsupported or "the model is not described exactly")
+        described, args = deployment.model, deployment.engine_args
+        if described.unsupported is not None or described.model is None:
+            raise Refusal(described.unsupported or "the model is not described exactly")
         if args.not_covered:
             names = ", ".join(args.not_covered)
             raise Refusal(f"the effect of these arguments is not described exactly yet: {names}")
         self.deployment = deployment
-        self.decoder = model.decoder
+        self.model = described.model
         self.version = deployment.vllm_version or NEWEST_KNOWN
-        _check_release(self.decoder, self.version)
-        self.quantization = _quantization(model, self.decoder, args)
+        _check_release(self.model, self.version)
+        self.quantization = _quantization(described, self.model, args)
         self.resolved = resolve(
-            model,
+            described,
             args,
             gpu=deployment.gpu,
             version=self.version,
             quantization=self.quantization,
             env=deployment.env,
+        )
+        self.widths = Widths(
+            dtype=self.resolved.dtype,
+            quantization=self.quantization,
+            flashinfer=bool(deployment.flashinfer),
         )
         self.ranks = ranks(
             tensor_parallel=self.resolved.tensor_parallel_size,
@@ -136,13 +145,7 @@ class _Prediction:
 
     def predict(self, asked: Sequence[int | Sequence[int]] | None) -> Prediction:
         self._check_layout()
-        weights = weights_bytes(
-            self.decoder,
-            self.ranks,
-            dtype=self.resolved.dtype,
-            quantization=self.quantization,
-            env=self.deployment.env,
-        )
+        weights = self._weights()
         budgets = self._budgets(weights)
         planner = self._planner()
         plans = () if planner is None else self._plans(planner, asked, budgets)
@@ -155,38 +158,60 @@ class _Prediction:
             bytes_per_token=self._bytes_per_token(),
         )
 
-    def _stages(self) -> tuple[range, ...]:
+    def _stages(self) -> tuple[StageModel, ...]:
         try:
-            return stage_layers(
-                self.decoder.num_hidden_layers,
-                self.resolved.pipeline_parallel_size,
-                self.deployment.env,
+            divided = stage_layers(
+                len(self.model.layers), self.resolved.pipeline_parallel_size, self.deployment.env
             )
         except ValueError as error:
             raise Refusal(f"vLLM refuses to start: {error}") from None
+        return tuple(StageModel.of(self.model, layers) for layers in divided)
 
     def _check_layout(self) -> None:
-        moe = self.decoder.moe
-        sparse = moe is None or all(moe.layers.intersection(stage) for stage in self.stages)
-        if moe is not None and not (sparse or moe.traits.dense_stages):
+        sparse = [any(layer.is_sparse for layer in stage.layers) for stage in self.stages]
+        if self.model.is_moe and not (all(sparse) or self.model.dense_stages):
             # Source: vLLM 0.32 models/qwen3_moe.py, models/glm4_moe.py.
             raise Refusal("vLLM refuses to start: a pipeline stage has no sparse layer")
-        if len(self.stages) > 1:
-            _check_stages(self.decoder)
-        reason = refusal(self.decoder, self.ranks[0], self.quantization, self.stages[0])
+        if len(self.stages) > 1 and self.model.stages_refusal is not None:
+            raise Refusal(self.model.stages_refusal)
+        reason = refusal(self.stages[0], self.ranks[0], self.quantization)
         if reason is not None:
             raise Refusal(reason)
 
+    def _weights(self) -> tuple[Bytes, ...]:
+        # Tensor-parallel ranks differ only where experts do not divide.
+        known: dict[tuple[int, int], Bytes] = {}
+        sizes = []
+        for rank in self.ranks:
+            odd = rank.tp_rank if self.model.is_moe and rank.expert_parallel > 1 else 0
+            if (rank.pp_rank, odd) not in known:
+                stage = self.stages[rank.pp_rank]
+                known[rank.pp_rank, odd] = weights_bytes(stage, rank, self.widths)
+            sizes.append(known[rank.pp_rank, odd])
+        return tuple(sizes)
+
+    def _caches(self) -> list[list[LayerCache]]:
+        firsts = [
+            next(rank for rank in self.ranks if rank.pp_rank == stage)
+            for stage in range(len(self.stages))
+        ]
+        return [
+            [named.cache for named in stage.caches(rank)]
+            for stage, rank in zip(self.stages, firsts, strict=True)
+        ]
+
     def _spec(self, block_size: Tokens) -> AttentionSpec:
-        shape, window = self.decoder.attention, self.decoder.attention.sliding_window
-        kv_heads = kv_heads_per_rank(shape.num_kv_heads, self.resolved.tensor_parallel_size)
+        kinds = {cache for stage in self._caches() for cache in stage}
+        cache = next(iter(kinds))
+        if len(kinds) > 1 or not isinstance(cache, AttentionCache):
+            raise Refusal("layers of different attention kinds are not covered yet")
         common = FullAttentionSpec(
             block_size=block_size,
-            num_kv_heads=kv_heads,
-            head_size=shape.head_dim,
+            num_kv_heads=cache.num_kv_heads,
+            head_size=cache.head_size,
             element_bytes=self.resolved.kv_element_bytes,
         )
-        args = self.deployment.engine_args
+        args, window = self.deployment.engine_args, cache.sliding_window
         if window is None or args.disable_hybrid_kv_cache_manager:
             return common
         if args.disable_sliding_window:
@@ -194,10 +219,10 @@ class _Prediction:
         self._check_window_is_known()
         return SlidingWindowSpec(
             block_size=block_size,
-            num_kv_heads=kv_heads,
-            head_size=shape.head_dim,
+            num_kv_heads=cache.num_kv_heads,
+            head_size=cache.head_size,
             element_bytes=self.resolved.kv_element_bytes,
-            sliding_window=window,
+            sliding_window=Tokens(window),
         )
 
     def _check_window_is_known(self) -> None:
@@ -213,8 +238,8 @@ class _Prediction:
             return None
         group = KVCacheGroup(
             spec=self._spec(self.resolved.block_size),
-            layers=self.decoder.num_hidden_layers,
-            layers_per_rank=tuple(len(self.stages[rank.pp_rank]) for rank in self.ranks),
+            layers=len(self.model.layers),
+            layers_per_rank=tuple(len(self.stages[rank.pp_rank].layers) for rank in self.ranks),
         )
         return Planner(
             groups=(group,),
@@ -227,7 +252,9 @@ class _Prediction:
 
     def _bytes_per_token(self) -> tuple[Bytes, ...]:
         spec = self._spec(Tokens(1))
-        sizes = [len(self.stages[rank.pp_rank]) * spec.page_size_bytes for rank in self.ranks]
+        sizes = [
+            len(self.stages[rank.pp_rank].layers) * spec.page_size_bytes for rank in self.ranks
+        ]
         return tuple(Bytes(size) for size in sizes)
 
     def _plans(
@@ -278,12 +305,15 @@ class _Prediction:
             flashinfer=self.deployment.flashinfer,
             capability=gpu.capability,
         )
+        stage = self.stages[rank.pp_rank]
         peak = activation_peak(
-            self.decoder,
+            stage,
             rank,
-            dtype=resolved.dtype,
-            max_num_seqs=resolved.max_num_seqs or 0,
-            max_num_batched_tokens=resolved.max_num_batched_tokens or 0,
+            batch=Batch(
+                max_num_seqs=resolved.max_num_seqs or 0,
+                max_num_batched_tokens=resolved.max_num_batched_tokens or 0,
+                element_bytes=element_bytes(resolved.dtype),
+            ),
             sampler=sampler,
             version=self.version,
             capability=gpu.capability,
@@ -291,13 +321,7 @@ class _Prediction:
         return memory_budget(
             requested=requested_bytes(gpu, resolved.gpu_memory_utilization, self.version),
             weights=weights,
-            allocator_slack=allocator_slack_bytes(
-                self.decoder,
-                rank,
-                self.stages[rank.pp_rank],
-                dtype=resolved.dtype,
-                quantization=self.quantization,
-            ),
+            allocator_slack=allocator_slack_bytes(stage, rank, self.widths),
             activation=peak,
             non_torch=non_torch(rank, self.version),
             cuda_graph=cuda_graphs(enforce_eager=resolved.enforce_eager),
@@ -305,35 +329,26 @@ class _Prediction:
         )
 
 
-def _quantization(model: ModelConfig, decoder: Decoder, args: EngineArgs) -> Quantization:
-    quantization, reason = read_quantization(model.quantization_config, argument=args.quantization)
+def _quantization(described: ModelConfig, model: Model, args: EngineArgs) -> Quantization:
+    quantization, reason = read_quantization(
+        described.quantization_config, argument=args.quantization
+    )
     if quantization is None:
         raise Refusal(reason or "the quantisation is not described exactly")
-    traits = decoder.traits
     packed = isinstance(quantization, PackedIntegers | CompressedTensorsPacked)
-    if packed and traits.moe is not None and not traits.moe.packed_experts:
-        raise Refusal(f"packed experts of {traits.source} are not described exactly yet")
-    if traits.quantized or isinstance(quantization, Unquantized):
+    if packed and model.is_moe and not model.packed_experts:
+        raise Refusal(f"packed experts of {model.source} are not described exactly yet")
+    if model.quantized or isinstance(quantization, Unquantized):
         return quantization
-    raise Refusal(f"quantised weights of {traits.source} are not described exactly yet")
+    raise Refusal(f"quantised weights of {model.source} are not described exactly yet")
 
 
-def _check_release(decoder: Decoder, version: VllmVersion) -> None:
-    """Classes that vLLM takes from Transformers were classes of its own in older releases."""
-    traits = decoder.traits
+def _check_release(model: Model, version: VllmVersion) -> None:
     if version < OLDEST_KNOWN:
         raise Refusal(f"releases before {OLDEST_KNOWN} are not described exactly yet")
-    borrowed = not traits.rotary_table or traits.family == "gpt_bigcode"
-    if borrowed and version < NEWEST_KNOWN:
-        raise Refusal(f"{traits.source} is described exactly from vLLM {NEWEST_KNOWN} on only")
-
-
-def _check_stages(decoder: Decoder) -> None:
-    traits = decoder.traits
-    if traits.family == "gpt_bigcode":
-        raise Refusal("pipeline stages of this architecture are not described exactly yet")
-    if decoder.tie_word_embeddings and not traits.tied_stages:
-        raise Refusal(f"vLLM refuses to start: {traits.source} cannot pipeline tied embeddings")
+    if model.oldest_release is not None and version < VllmVersion(*model.oldest_release):
+        since = ".".join(map(str, model.oldest_release))
+        raise Refusal(f"{model.source} is described exactly from vLLM {since} on only")
 
 
 def _tightest(

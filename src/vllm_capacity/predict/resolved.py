@@ -4,15 +4,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from vllm_capacity.predict.decoder import Decoder, MoeShape
 from vllm_capacity.predict.dtypes import FP8_KV_CACHE_DTYPES, MODEL_DTYPES, kv_element_bytes
 from vllm_capacity.predict.engine_args import EngineArgs
 from vllm_capacity.predict.gpu import Gpu
+from vllm_capacity.predict.model import Model
 from vllm_capacity.predict.model_config import ModelConfig
 from vllm_capacity.predict.quantization import Quantization
+from vllm_capacity.predict.refusal import Refusal
 from vllm_capacity.predict.vllm_version import VllmVersion
-from vllm_capacity.predict.weights import VOCAB_PADDING
-from vllm_capacity.units import GIB, Tokens, round_up
+from vllm_capacity.units import GIB, Tokens
 
 #: Source: vLLM 0.32 ``config/cache.py``, ``CacheConfig.DEFAULT_BLOCK_SIZE``.
 DEFAULT_BLOCK_SIZE = 16
@@ -20,14 +20,7 @@ DEFAULT_BLOCK_SIZE = 16
 DEFAULT_CPU_BLOCK_SIZE = 128
 _BFLOAT16_CAPABILITY = (8, 0)
 _FP8_CAPABILITY = (8, 9)
-#: FlashAttention's heads: multiples of 8, at most 256 elements.
-#: Source: vLLM 0.32 ``v1/attention/backends/flash_attn.py``, ``supports_head_size``.
-_MAX_HEAD_DIM = 256
 _OTHER_VENDORS = re.compile(r"\b(amd|radeon|instinct|mi\d{2,3}x?|intel|gaudi|tpu)\b", re.IGNORECASE)
-
-
-class Refusal(Exception):  # noqa: N818 (a verdict, not a failure)
-    """The deployment is not described exactly, or vLLM would refuse it; carries one sentence."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,8 +77,9 @@ def resolve(
     Raises:
         Refusal: vLLM would not start so, or what it would do is not described exactly.
     """
-    decoder = _decoder(model)
-    _check_parallel(decoder, args)
+    built = _built(model)
+    if (args.pipeline_parallel_size or 1) > len(built.layers):
+        raise Refusal("vLLM refuses to start: more pipeline stages than layers")
     _check_surroundings(gpu, env)
     dtype = _dtype(model, args, gpu)
     kv_cache_dtype = _kv_cache_dtype(args, quantization, gpu)
@@ -108,17 +102,17 @@ def resolve(
         tensor_parallel_size=args.tensor_parallel_size or 1,
         pipeline_parallel_size=args.pipeline_parallel_size or 1,
         data_parallel_size=args.data_parallel_size or 1,
-        enable_expert_parallel=bool(args.enable_expert_parallel) and decoder.moe is not None,
+        enable_expert_parallel=bool(args.enable_expert_parallel) and built.is_moe,
         enforce_eager=bool(args.enforce_eager),
         fits_max_model_len=args.max_model_len == -1,
         max_concurrent_batches=_max_concurrent_batches(args, version, env),
     )
 
 
-def _decoder(model: ModelConfig) -> Decoder:
-    if model.decoder is None:
+def _built(model: ModelConfig) -> Model:
+    if model.model is None:
         raise Refusal(model.unsupported or "the model is not described exactly")
-    return model.decoder
+    return model.model
 
 
 def _check_surroundings(gpu: Gpu | None, env: Mapping[str, str]) -> None:
@@ -126,55 +120,6 @@ def _check_surroundings(gpu: Gpu | None, env: Mapping[str, str]) -> None:
         raise Refusal(f"only NVIDIA GPUs are described, not {gpu.name}")
     if env.get("VLLM_USE_V1") == "0":
         raise Refusal("the V0 engine (VLLM_USE_V1=0) is not described")
-
-
-def _check_parallel(decoder: Decoder, args: EngineArgs) -> None:
-    tp = args.tensor_parallel_size or 1
-    heads, kv_heads = decoder.attention.num_heads, decoder.attention.num_kv_heads
-    if heads % tp:
-        raise Refusal(
-            f"vLLM refuses to start: {heads} attention heads are not divisible by "
-            f"tensor_parallel_size {tp}"
-        )
-    if kv_heads % tp and tp % kv_heads:
-        raise Refusal(
-            f"vLLM refuses to start: {kv_heads} KV heads and tensor_parallel_size {tp} do not "
-            "divide one another"
-        )
-    head_dim = decoder.attention.head_dim
-    if head_dim % 8 or head_dim > _MAX_HEAD_DIM:
-        raise Refusal(f"heads of {head_dim} elements are not described exactly yet")
-    if (args.pipeline_parallel_size or 1) > decoder.num_hidden_layers:
-        raise Refusal("vLLM refuses to start: more pipeline stages than layers")
-    _check_widths(decoder, tp)
-    if decoder.moe is not None:
-        _check_experts(decoder.moe, args, tp)
-
-
-def _check_widths(decoder: Decoder, tp: int) -> None:
-    moe = decoder.moe
-    widths = {"padded vocabulary": round_up(decoder.vocab_size, VOCAB_PADDING)}
-    if moe is None or len(moe.layers) < decoder.num_hidden_layers:
-        widths["intermediate_size"] = decoder.intermediate_size
-    if moe is not None:
-        widths["width of the shared expert"] = moe.shared_intermediate_size
-    for what, width in widths.items():
-        if width % tp and decoder.rope is not None:
-            raise Refusal(f"vLLM refuses to start: {what} {width} is not divisible by TP {tp}")
-
-
-def _check_experts(moe: MoeShape, args: EngineArgs, tp: int) -> None:
-    replicas = args.data_parallel_size or 1
-    if args.enable_expert_parallel:
-        if moe.shared_intermediate_size and replicas > 1 and tp > 1:
-            raise Refusal("shared experts under EP with both TP and DP are not covered yet")
-        if moe.num_experts < tp * replicas:
-            raise Refusal("vLLM refuses to start: fewer experts than expert-parallel ranks")
-    elif moe.intermediate_size % (tp * replicas):
-        raise Refusal(
-            f"vLLM refuses to start: experts {moe.intermediate_size} wide are not divisible "
-            f"over {tp * replicas} GPUs"
-        )
 
 
 def _dtype(model: ModelConfig, args: EngineArgs, gpu: Gpu | None) -> str:
@@ -213,14 +158,14 @@ def _max_model_len(
 ) -> Tokens:
     """Source: vLLM 0.32 ``config/model.py``, ``_get_and_verify_max_len``."""
     default, longest = model.default_max_model_len or 1, model.longest_max_model_len or 1
-    rope = _decoder(model).rope
+    is_yarn = _built(model).rope_type == "yarn"
     asked = args.max_model_len
     if asked is None or asked == -1:
-        if rope is not None and rope.rope_type == "yarn" and version < VllmVersion(0, 32):
+        if is_yarn and version < VllmVersion(0, 32):
             raise Refusal("releases before 0.32 lengthen YaRN models; give --max-model-len")
         return Tokens(default)
     allowed = env.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN") in {"1", "true", "True"}
-    bounded = rope is None or rope.rope_type != "yarn" or version >= VllmVersion(0, 32)
+    bounded = not is_yarn or version >= VllmVersion(0, 32)
     if asked > longest and bounded and not allowed:
         raise Refusal(
             f"vLLM refuses to start: max_model_len {asked} is longer than the model's {longest} "

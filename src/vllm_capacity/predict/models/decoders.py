@@ -6,7 +6,7 @@ was read from (vLLM 0.32 ``model_executor/models/``); an architecture without a 
 
 from dataclasses import replace
 
-from vllm_capacity.predict.traits import ALWAYS, Flag, MoeTraits, Traits
+from vllm_capacity.predict.models.traits import ALWAYS, Flag, MoeTraits, Traits
 
 _LLAMA = Traits(
     source="llama.py",

@@ -1,0 +1,164 @@
+"""A model as vLLM builds it: layers of parts, and what stands outside the layers.
+
+A *part* is one module of vLLM's model class: self-attention, an MLP, a Mamba mixer, an embedding.
+It tells what one rank holds of it (``modules``), what it keeps in the KV cache (``caches``), what
+it needs while it runs (``transient``), and which parallelism vLLM refuses for it (``refusal``).
+Builders in ``models/`` put parts together from ``config.json``; nothing here knows an architecture.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple
+
+from vllm_capacity.predict.layer_cache import LayerCache
+from vllm_capacity.predict.modules import Module
+from vllm_capacity.predict.parallel import Rank
+from vllm_capacity.predict.rope import RopeTable
+
+
+class Transient(NamedTuple):
+    """What a part needs while it runs, per token of the batch.
+
+    Attributes:
+        phase: name of the phase: ``mlp``, ``experts``, ``attention`` …
+        elements: elements of the model's dtype for every token.
+        stays: whether the workspace outlives the layer, as the fused experts' does.
+        workspace_elements: the share of ``elements`` that then stays.
+    """
+
+    phase: str
+    elements: int
+    workspace_elements: int = 0
+
+
+class NamedCache(NamedTuple):
+    """What one attention-like layer keeps, under vLLM's name for it."""
+
+    name: str
+    cache: LayerCache
+
+
+class Part(ABC):
+    """One module of a model class, before any parallelism."""
+
+    @abstractmethod
+    def modules(self, rank: Rank, path: str) -> Iterator[Module]:
+        """Parameters and buffers on ``rank``; ``path`` is the module path of what it stands in."""
+
+    def caches(self, rank: Rank, path: str) -> Iterator[NamedCache]:
+        """What it keeps in the KV cache on ``rank``."""
+        del rank, path
+        return iter(())
+
+    def ropes(self) -> tuple[RopeTable, ...]:
+        """The rotary tables that it uses; equal tables are built once on a rank."""
+        return ()
+
+    def transient(self, rank: Rank) -> Transient | None:
+        """What it needs while it runs; None where that is small."""
+        del rank
+        return None
+
+    def refusal(self, rank: Rank) -> str | None:
+        """Why vLLM would not split it so, or why that is not described exactly; else None."""
+        del rank
+        return None
+
+
+class Stages(StrEnum):
+    """On which pipeline stages something outside the layers is built."""
+
+    FIRST = "first"
+    LAST = "last"
+    #: The embedding of a model whose head is tied to it.
+    FIRST_AND_LAST = "first and last"
+    EVERY = "every"
+
+    def include(self, rank: Rank) -> bool:
+        """Whether ``rank`` is on such a stage."""
+        first = self in {Stages.FIRST, Stages.FIRST_AND_LAST} and rank.is_first_stage
+        last = self in {Stages.LAST, Stages.FIRST_AND_LAST} and rank.is_last_stage
+        return self is Stages.EVERY or first or last
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outside:
+    """A part outside the layers.
+
+    Attributes:
+        path: module path of what it stands in.
+    """
+
+    part: Part
+    stages: Stages
+    path: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layer:
+    """One decoder layer.
+
+    Attributes:
+        path: vLLM's module path, ``model.layers.3``.
+        parts: what it is made of; layers that are alike share one tuple, which is then measured
+            once.
+    """
+
+    path: str
+    parts: tuple[Part, ...]
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether it has routed experts."""
+        return any(getattr(part, "is_sparse", False) for part in self.parts)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Model:
+    """A whole model before any parallelism.
+
+    Attributes:
+        source: vLLM's file under ``model_executor/models/``, for messages.
+        hidden_size: width of the hidden states.
+        vocab_size: width of the logits, before padding.
+        layers: the layers that pipeline stages divide.
+        outside: embeddings, final norm, logits head, vision towers.
+        length_factor: by how much rope scaling lengthens the configured positions.
+        rope_type: of the text model; None where positions are not rotary.
+        quantized: whether quantised weights are described exactly too.
+        packed_experts: the same of experts packed in integers (AWQ, GPTQ, compressed-tensors).
+        oldest_release: ``(major, minor)`` of the first release that builds it so, None for all.
+        stages_refusal: why vLLM would not pipeline it, None if it would.
+        dense_stages: whether vLLM starts a stage without any sparse layer.
+    """
+
+    source: str
+    hidden_size: int
+    vocab_size: int
+    layers: tuple[Layer, ...]
+    outside: tuple[Outside, ...]
+    length_factor: float = 1.0
+    rope_type: str | None = None
+    quantized: bool = True
+    packed_experts: bool = True
+    oldest_release: tuple[int, int] | None = None
+    stages_refusal: str | None = None
+    dense_stages: bool = True
+
+    @property
+    def is_moe(self) -> bool:
+        """Whether any layer has routed experts."""
+        return any(layer.is_sparse for layer in self.layers)
+
+    def parts(self) -> Iterator[Part]:
+        """Every part once where layers share it."""
+        seen: set[int] = set()
+        for parts in (*(layer.parts for layer in self.layers), self._outside_parts()):
+            if id(parts) not in seen:
+                seen.add(id(parts))
+                yield from parts
+
+    def _outside_parts(self) -> tuple[Part, ...]:
+        return tuple(each.part for each in self.outside)

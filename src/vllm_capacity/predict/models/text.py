@@ -1,0 +1,15 @@
+"""Every text model, by the class that vLLM registers."""
+
+from functools import partial
+
+from vllm_capacity.predict.models import latent, sliding, state_space
+from vllm_capacity.predict.models.builder import Builder
+from vllm_capacity.predict.models.decoder import build_decoder
+from vllm_capacity.predict.models.decoders import TRAITS
+
+TEXT_BUILDERS: dict[str, Builder] = {
+    **{name: partial(build_decoder, traits=traits) for name, traits in TRAITS.items()},
+    **sliding.BUILDERS,
+    **latent.BUILDERS,
+    **state_space.BUILDERS,
+}
