@@ -192,7 +192,7 @@ def test_numbers_per_stage_are_echoed_as_asked() -> None:
             {"engine_args.max_num_seqs", "env.A"},
         ),
         ({"gpu": {"name": 3, "total_memory": -1}}, {"gpu.name", "gpu.total_memory"}),
-        ({"gpu": {"name": "H100"}}, {"gpu.total_memory"}),
+        ({"gpu": {"name": "Unheard 7"}}, {"gpu.total_memory"}),
         ({"vllm_version": "latest"}, {"vllm_version"}),
         ({"flashinfer": "no"}, {"flashinfer"}),
         ({"available_kv_cache_bytes": 5}, {"available_kv_cache_bytes"}),

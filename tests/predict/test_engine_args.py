@@ -87,10 +87,6 @@ def test_a_wrong_word_on_a_command_line_is_a_fault_not_a_guess() -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"enable_lora": True},
-        {"speculative_config": {"method": "ngram"}},
-        {"decode_context_parallel_size": 2},
-        {"kv_cache_dtype_skip_layers": ["0"]},
         {"some_argument_of_next_year": 1},
     ],
 )
@@ -182,11 +178,11 @@ def test_a_label_that_vllm_would_not_write_is_a_fault() -> None:
 
 
 def test_given_arguments_win_over_declared_ones() -> None:
-    given_args = EngineArgs.from_mapping({"block_size": 64, "enable_lora": True})
+    given_args = EngineArgs.from_mapping({"block_size": 64, "enable_eplb": True})
     merged = given_args.merged_over(EngineArgs.declared_in_cache_config(LABELS))
     assert merged.block_size == 64
     assert merged.kv_cache_memory_bytes == 1073741824
-    assert merged.not_covered == ("enable_lora",)
+    assert merged.not_covered == ("enable_eplb",)
 
 
 @given(st.dictionaries(st.text(max_size=12), st.text(max_size=12)))

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 
 from vllm_capacity.commands.engine_flags import add_deployment_flags, deployment_facts
+from vllm_capacity.commands.predict_answers import add_workload_flags, question_of
 from vllm_capacity.commands.predict_jsonl import answer_line
 from vllm_capacity.commands.predict_table import fits, render
 from vllm_capacity.errors import EngineArgsError, Fault, ModelConfigError
@@ -16,6 +17,8 @@ exit status: 0 the deployment fits, 1 it does not or is not described exactly, 2
 
 examples:
   vllm-capacity predict --model-config ./Qwen3-8B --gpu H100 --max-model-len 32768
+  vllm-capacity predict --model-config ./Qwen3-8B --gpu H100 --mean-prompt-tokens 1500 \\
+      --mean-output-tokens 400 --shared-prefix-tokens 900 --users 500
   vllm-capacity predict --model-config ./config.json --gpu 85027979264 \\
       --vllm-args 'vllm serve Qwen/Qwen3-8B -tp 2 --max-num-seqs 256 --kv-cache-dtype fp8'
 """
@@ -40,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="whether FlashInfer is installed there; default: as the release's image ships it",
     )
+    add_workload_flags(parser)
     parser.add_argument(
         "--jsonl",
         action="store_true",
@@ -52,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     if args.jsonl:
         return _jsonl()
     deployment = _deployment(args)
-    print(render(deployment))
+    print(render(deployment, question_of(args)))
     return 0 if fits(deployment) else 1
 
 

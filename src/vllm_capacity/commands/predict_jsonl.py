@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vllm_capacity.commands.predict_answers import Question, answers, read_question
 from vllm_capacity.errors import EngineArgsError, Fault, InputError, ModelConfigError
 from vllm_capacity.predict import (
     Deployment,
@@ -15,6 +16,7 @@ from vllm_capacity.predict import (
     ModelConfig,
     Prediction,
     VllmVersion,
+    gpu_named,
     predict,
 )
 from vllm_capacity.predict.fields import Fields
@@ -63,10 +65,28 @@ def answer_line(line: bytes) -> dict[str, Any]:
     identity = _plain(request.get("id"))
     try:
         asked, deployment = _read(request)
+        question = _question(request)
         prediction = predict(deployment, available_kv_cache_bytes=asked)
     except InputError as error:
         return _refused(identity, error)
-    return {"id": identity, **_answer(prediction, asked)}
+    answer = {"id": identity, **_answer(prediction, asked)}
+    if question is not None and prediction.supported:
+        answer["answers"] = answers(deployment, question)
+    return answer
+
+
+def _question(request: Mapping[str, Any]) -> Question | None:
+    """What is asked beside the prediction: the optional key ``workload``.
+
+    Raises:
+        InputError: with every fault found.
+    """
+    faults: list[Fault] = []
+    fields = Fields(request, faults=faults).mapping("workload")
+    question = None if fields is None else read_question(fields)
+    if faults:
+        raise InputError("line", faults)
+    return question
 
 
 def _read(request: Mapping[str, Any]) -> tuple[list[Any] | None, Deployment]:
@@ -113,10 +133,18 @@ def _gpu(fields: Fields) -> Gpu | None:
     gpu = fields.mapping("gpu")
     if gpu is None:
         return None
+    name, total = gpu.text("name") or "", gpu.integer("total_memory")
+    if total is None:
+        # A known GPU's name says what CUDA reports of it.
+        known = gpu_named(name)
+        if known is None:
+            gpu.fault("total_memory", "is missing; give the bytes that CUDA reports")
+            return None
+        total = known.total_memory_bytes
     return Gpu(
-        name=gpu.text("name") or "",
+        name=name,
         compute_capability=gpu.text("compute_capability"),
-        total_memory_bytes=Bytes(gpu.required_integer("total_memory")),
+        total_memory_bytes=Bytes(total),
     )
 
 

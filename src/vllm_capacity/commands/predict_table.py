@@ -1,8 +1,8 @@
 """The prediction as a table that a person reads."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 
+from vllm_capacity.commands.predict_answers import Question, render_answers
 from vllm_capacity.predict import (
     Deployment,
     KVCachePlan,
@@ -11,7 +11,6 @@ from vllm_capacity.predict import (
     ResolvedArgs,
     predict,
 )
-from vllm_capacity.predict.engine_args import EngineArgs
 from vllm_capacity.units import KIB, format_gib
 
 _TERMS = (
@@ -28,12 +27,15 @@ def fits(deployment: Deployment) -> bool:
     return prediction.supported and all(plan.error is None for plan in prediction.plans)
 
 
-def render(deployment: Deployment) -> str:
-    """The prediction in lines of text."""
+def render(deployment: Deployment, question: Question) -> str:
+    """The prediction and the answers around it in lines of text."""
     prediction = predict(deployment)
     if not prediction.supported or prediction.resolved is None:
         return f"not predicted: {prediction.reason}"
-    return "\n".join(_lines(deployment, prediction, prediction.resolved))
+    lines = list(_lines(deployment, prediction, prediction.resolved))
+    if prediction.plans:
+        lines += render_answers(deployment, prediction, question)
+    return "\n".join(lines)
 
 
 def _lines(deployment: Deployment, prediction: Prediction, resolved: ResolvedArgs) -> Iterator[str]:
@@ -48,8 +50,6 @@ def _lines(deployment: Deployment, prediction: Prediction, resolved: ResolvedArg
     for plan in prediction.plans:
         yield ""
         yield from _plan(plan, prediction)
-    if any(plan.error is not None for plan in prediction.plans):
-        yield from _remedies(deployment, prediction)
 
 
 def _heading(deployment: Deployment, resolved: ResolvedArgs) -> Iterator[str]:
@@ -112,33 +112,3 @@ def _plan(plan: KVCachePlan, prediction: Prediction) -> Iterator[str]:
     yield f"  {plan.num_blocks} blocks, {usable} of them for requests"
     yield f"  {plan.kv_cache_size_tokens} tokens"
     yield f"  {plan.max_concurrency:.2f} requests of {plan.max_model_len} tokens at once"
-
-
-def _remedies(deployment: Deployment, prediction: Prediction) -> Iterator[str]:
-    """What would make room, each tried by predicting it."""
-    yield "\nwhat would help"
-    estimated = [plan.estimated_max_model_len for plan in prediction.plans]
-    if estimated[0]:
-        yield f"  --max-model-len {estimated[0]}: the longest that fits as it is"
-    found = False
-    for label, changed in _changes(deployment.engine_args, prediction.resolved):
-        tried = predict(replace(deployment, engine_args=changed))
-        plan = tried.plans[0] if tried.supported and tried.plans else None
-        if plan is not None and plan.error is None:
-            found = True
-            yield f"  {label}: {plan.max_concurrency:.2f} requests of full length at once"
-    if not (found or estimated[0]):
-        yield "  more GPUs, or a smaller or quantised model: no single argument makes it fit"
-
-
-def _changes(args: EngineArgs, resolved: ResolvedArgs | None) -> Iterator[tuple[str, EngineArgs]]:
-    if resolved is None:
-        return
-    if (resolved.max_num_seqs or 0) > 256:
-        yield "--max-num-seqs 256", replace(args, max_num_seqs=256)
-    if resolved.gpu_memory_utilization < 0.95:
-        yield "--gpu-memory-utilization 0.95", replace(args, gpu_memory_utilization=0.95)
-    if resolved.kv_element_bytes > 1:
-        yield "--kv-cache-dtype fp8", replace(args, kv_cache_dtype="fp8")
-    doubled = 2 * resolved.tensor_parallel_size
-    yield f"--tensor-parallel-size {doubled}", replace(args, tensor_parallel_size=doubled)

@@ -20,7 +20,7 @@ class EngineFlag:
 
     Attributes:
         name: vLLM's name, with underscores.
-        type: ``int``, ``float``, ``str`` or ``bool``.
+        type: ``int``, ``float``, ``str``, ``bool``, ``tuple`` (of strings) or ``dict`` (JSON).
         help: what it does to memory.
         minimum, maximum: bounds of a number.
         aliases: vLLM's other spellings on the command line.
@@ -139,6 +139,64 @@ ENGINE_FLAGS: tuple[EngineFlag, ...] = (
         type=str,
         help="balanced, interactivity or throughput; the last doubles the scheduler's defaults",
     ),
+    EngineFlag(
+        name="decode_context_parallel_size",
+        type=int,
+        help="tensor-parallel ranks that share each token's keys and values",
+        maximum=_MAX_PARALLEL,
+        aliases=("-dcp",),
+    ),
+    EngineFlag(
+        name="speculative_config",
+        type=dict,
+        help='draft model or method, as JSON: {"method": "mtp", "num_speculative_tokens": 1}',
+        aliases=("-sc",),
+    ),
+    EngineFlag(
+        name="kv_cache_dtype_skip_layers",
+        type=tuple,
+        help="layers, or kinds of them, whose KV cache keeps the model's dtype",
+    ),
+    EngineFlag(
+        name="cpu_offload_gb",
+        type=float,
+        help="GiB of weights per GPU that stay in host memory",
+        minimum=0.0,
+        maximum=1 << 20,
+    ),
+    EngineFlag(name="enable_lora", type=bool, help="reserve slots for LoRA adapters"),
+    EngineFlag(name="max_loras", type=int, help="adapters in one batch", maximum=1 << 20),
+    EngineFlag(name="max_lora_rank", type=int, help="rank of an adapter slot", maximum=1 << 16),
+    EngineFlag(
+        name="fully_sharded_loras", type=bool, help="divide both halves of adapters over GPUs"
+    ),
+    EngineFlag(
+        name="mamba_cache_dtype", type=str, help="element type of state-space layers' state: auto …"
+    ),
+    EngineFlag(
+        name="mamba_ssm_cache_dtype",
+        type=str,
+        help="element type of their recurrent state alone: auto, float32 …",
+    ),
+    EngineFlag(
+        name="mamba_block_size",
+        type=int,
+        help="tokens between cached states of state-space layers",
+    ),
+    EngineFlag(
+        name="mamba_cache_mode", type=str, help="which of these states are cached: none, all, align"
+    ),
+    EngineFlag(
+        name="limit_mm_per_prompt",
+        type=dict,
+        help='images, videos and audios per prompt, as JSON: {"image": 0} builds no tower',
+    ),
+    EngineFlag(name="language_model_only", type=bool, help="build no vision or audio tower at all"),
+    EngineFlag(
+        name="mm_encoder_tp_mode",
+        type=str,
+        help="weights divides towers over GPUs, data gives every GPU a whole one",
+    ),
 )
 _BY_NAME = {flag.name: flag for flag in ENGINE_FLAGS}
 _ALIASES = {alias: flag.name for flag in ENGINE_FLAGS for alias in flag.aliases}
@@ -150,6 +208,9 @@ _DECLARED_LABELS = {
     "kv_cache_memory_bytes": "kv_cache_memory_bytes",
     "cpu_kvcache_space_bytes": "kv_cache_memory_bytes",
     "enable_prefix_caching": "enable_prefix_caching",
+    "mamba_cache_dtype": "mamba_cache_dtype",
+    "mamba_ssm_cache_dtype": "mamba_ssm_cache_dtype",
+    "cpu_offload_gb": "cpu_offload_gb",
 }
 _UNITS = {"k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
 _UNITS |= {letter.upper(): 1 << 10 * power for power, letter in enumerate("kmgt", start=1)}
@@ -189,6 +250,21 @@ class EngineArgs:
     max_cudagraph_capture_size: int | None = None
     distributed_executor_backend: str | None = None
     performance_mode: str | None = None
+    decode_context_parallel_size: int | None = None
+    speculative_config: Mapping[str, Any] | None = None
+    kv_cache_dtype_skip_layers: tuple[str, ...] | None = None
+    cpu_offload_gb: float | None = None
+    enable_lora: bool | None = None
+    max_loras: int | None = None
+    max_lora_rank: int | None = None
+    fully_sharded_loras: bool | None = None
+    mamba_cache_dtype: str | None = None
+    mamba_ssm_cache_dtype: str | None = None
+    mamba_block_size: int | None = None
+    mamba_cache_mode: str | None = None
+    limit_mm_per_prompt: Mapping[str, Any] | None = None
+    language_model_only: bool | None = None
+    mm_encoder_tp_mode: str | None = None
     not_covered: tuple[str, ...] = ()
 
     @classmethod
@@ -241,8 +317,9 @@ class EngineArgs:
         if labels.get("user_specified_block_size", "True") == "True":
             block_size = labels.get("block_size", "None")
             declared["block_size"] = None if block_size == "None" else _number(block_size, int)
-        if labels.get("kv_cache_dtype_skip_layers", "[]") not in {"[]", "None", ""}:
-            declared["kv_cache_dtype_skip_layers"] = labels["kv_cache_dtype_skip_layers"]
+        skipped = labels.get("kv_cache_dtype_skip_layers", "[]")
+        if skipped not in {"[]", "None", ""}:
+            declared["kv_cache_dtype_skip_layers"] = re.findall(r"[\w.]+", skipped)
         return cls.from_mapping(declared, source="vllm:cache_config_info")
 
     def merged_over(self, other: Self) -> Self:
@@ -256,7 +333,11 @@ class EngineArgs:
         return replace(other, **mine, not_covered=rest)
 
 
-def _value(reader: Fields, flag: EngineFlag) -> int | float | str | bool | None:
+def _value(reader: Fields, flag: EngineFlag) -> Any:
+    if flag.type is dict:
+        return _given_mapping(reader, flag.name)
+    if flag.type is tuple:
+        return reader.texts(flag.name) or None
     if flag.type is bool:
         return reader.boolean(flag.name)
     if flag.type is int:
@@ -264,6 +345,11 @@ def _value(reader: Fields, flag: EngineFlag) -> int | float | str | bool | None:
     if flag.type is float:
         return reader.number(flag.name, minimum=flag.minimum, maximum=flag.maximum)
     return reader.text(flag.name)
+
+
+def _given_mapping(reader: Fields, name: str) -> Mapping[str, Any] | None:
+    inner = reader.mapping(name)
+    return None if inner is None or not inner.values else dict(inner.values)
 
 
 def _is_given(value: Any) -> bool:
@@ -297,8 +383,21 @@ def _mapping_of(words: Sequence[str]) -> dict[str, Any]:
             text = words[position]
             position += 1
             joined = True
-        mapping[name] = (not negated) if not joined else _argument(text, flag)
+        if flag is not None and flag.type is tuple:
+            words_of, position = _words_of(words, position, text if joined else None)
+            mapping[name] = words_of
+        else:
+            mapping[name] = (not negated) if not joined else _argument(text, flag)
     return mapping
+
+
+def _words_of(words: Sequence[str], position: int, first: str | None) -> tuple[list[str], int]:
+    """The words of an argument that takes several, and where the next argument starts."""
+    found = [] if first is None else [first]
+    while position < len(words) and not _is_flag(words[position]):
+        found.append(words[position])
+        position += 1
+    return [part for word in found for part in word.split(",")], position
 
 
 def _split(word: str) -> tuple[str, bool, str]:
@@ -328,7 +427,22 @@ def _argument(text: str, flag: EngineFlag | None) -> Any:
 def _parsed(text: str, flag: EngineFlag) -> Any:
     if flag.type is bool:
         return {"true": True, "false": False}.get(text.lower(), text)
+    if flag.type is dict:
+        return _json_or_pairs(text)
+    if flag.type is tuple:
+        return [word for word in text.split(",") if word]
     return text if flag.type is str else _number(text, flag.type)
+
+
+def _json_or_pairs(text: str) -> Any:
+    """JSON, or the older ``image=2,video=1``; the text itself where it is neither."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pairs = [pair.partition("=") for pair in text.split(",")]
+    if all(equals and count.strip().isdigit() for _, equals, count in pairs):
+        return {name.strip(): int(count) for name, _, count in pairs}
+    return text
 
 
 def _number(text: str, kind: type) -> Any:

@@ -5,7 +5,7 @@ Source: vLLM 0.32 ``v1/worker/gpu_worker.py``, ``determine_available_memory``, a
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vllm_capacity.predict.activation import ActivationPeak
@@ -91,15 +91,34 @@ def memory_budget(
     requested: Bytes,
     weights: Bytes,
     allocator_slack: Bytes,
+    beside: Sequence[Estimate] = (),
     activation: ActivationPeak,
     non_torch: Estimate,
     cuda_graph: Estimate,
     graph_is_subtracted: bool,
 ) -> MemoryBudget:
-    """The budget of one rank."""
+    """The budget of one rank.
+
+    Args:
+        requested: see :func:`requested_bytes`.
+        weights: parameters and buffers of the model.
+        allocator_slack: what the allocator counts above them.
+        beside: what stands beside them: LoRA slots, a draft model, offloaded weights (negative).
+        activation: the peak of the profiling run.
+        non_torch: see :func:`non_torch`.
+        cuda_graph: see :func:`cuda_graphs`.
+        graph_is_subtracted: see :func:`subtracts_cuda_graphs`.
+    """
     subtracted = cuda_graph if graph_is_subtracted else NOTHING
-    allocated = Bytes(weights + allocator_slack)
-    heavier = Bytes(allocated + round(allocated * _WEIGHTS_SLACK_RATIO) + 16 * MIB)
+    allocated = Bytes(weights + allocator_slack + sum(each.bytes for each in beside))
+    heavier = Bytes(
+        weights
+        + allocator_slack
+        + sum(each.high for each in beside)
+        + round(weights * _WEIGHTS_SLACK_RATIO)
+        + 16 * MIB
+    )
+    weights = Bytes(weights + sum(each.low for each in beside))
     return MemoryBudget(
         requested_bytes=requested,
         weights_bytes=allocated,
@@ -126,7 +145,9 @@ def memory_budget(
             requested - weights - activation.low - non_torch.low - subtracted.low
         ),
         origins={
-            "weights": "parameters and buffers of the model class, as allocated",
+            "weights": ", ".join(
+                ("parameters and buffers of the model class", *(each.origin for each in beside))
+            ),
             "activation_peak": activation.phase.origin,
             "non_torch": non_torch.origin,
             "cuda_graph": subtracted.origin,

@@ -16,7 +16,10 @@ from vllm_capacity.predict.kv_cache_spec import (
     SlidingWindowSpec,
 )
 from vllm_capacity.predict.layer_cache import AttentionCache, LayerCache
+from vllm_capacity.predict.lora import lora_bytes, lora_slots
 from vllm_capacity.predict.memory_budget import (
+    NOTHING,
+    Estimate,
     MemoryBudget,
     cuda_graphs,
     memory_budget,
@@ -31,6 +34,7 @@ from vllm_capacity.predict.parallel import Rank, ranks, stage_layers
 from vllm_capacity.predict.quantization import Quantization, Unquantized
 from vllm_capacity.predict.refusal import Refusal
 from vllm_capacity.predict.resolved import ResolvedArgs, resolve
+from vllm_capacity.predict.speculative import read_speculative
 from vllm_capacity.predict.vllm_version import NEWEST_KNOWN, OLDEST_KNOWN, VllmVersion
 from vllm_capacity.predict.weights import (
     StageModel,
@@ -39,7 +43,7 @@ from vllm_capacity.predict.weights import (
     refusal,
     weights_bytes,
 )
-from vllm_capacity.units import Bytes, Tokens
+from vllm_capacity.units import GIB, Bytes, Tokens
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,6 +121,11 @@ class _Prediction:
         if args.not_covered:
             names = ", ".join(args.not_covered)
             raise Refusal(f"the effect of these arguments is not described exactly yet: {names}")
+        self.speculative = read_speculative(args.speculative_config)
+        if self.speculative is not None and self.speculative.has_model:
+            raise Refusal("a draft model is not described exactly yet")
+        if (args.decode_context_parallel_size or 1) > 1 or args.kv_cache_dtype_skip_layers:
+            raise Refusal("this layout of the KV cache is not described exactly yet")
         self.deployment = deployment
         self.model = described.model
         self.version = deployment.vllm_version or NEWEST_KNOWN
@@ -285,6 +294,13 @@ class _Prediction:
             raise EngineArgsError("available_kv_cache_bytes", [fault])
         return [number[rank.pp_rank] for rank in self.ranks]
 
+    def _beside(self, stage: StageModel, rank: Rank, weights: Bytes) -> tuple[Estimate, ...]:
+        """What takes memory beside the model's own weights, or spares it."""
+        args = self.deployment.engine_args
+        lora = lora_bytes(lora_slots(args), stage, rank, self.widths.element_bytes)
+        offloaded = _offloaded(args.cpu_offload_gb, weights)
+        return tuple(each for each in (lora, offloaded) if each is not NOTHING)
+
     def _budgets(self, weights: Sequence[Bytes]) -> list[MemoryBudget] | None:
         gpu, resolved = self.deployment.gpu, self.resolved
         known = resolved.max_num_seqs is not None and resolved.max_num_batched_tokens is not None
@@ -322,11 +338,27 @@ class _Prediction:
             requested=requested_bytes(gpu, resolved.gpu_memory_utilization, self.version),
             weights=weights,
             allocator_slack=allocator_slack_bytes(stage, rank, self.widths),
+            beside=self._beside(stage, rank, weights),
             activation=peak,
             non_torch=non_torch(rank, self.version),
             cuda_graph=cuda_graphs(enforce_eager=resolved.enforce_eager),
             graph_is_subtracted=subtracts_cuda_graphs(self.version, env),
         )
+
+
+def _offloaded(gibibytes: float | None, weights: Bytes) -> Estimate:
+    """Weights that stay in host memory, as negative bytes.
+
+    Source: vLLM 0.32 ``model_executor/offloader/uva.py``: whole parameters until the limit is
+    reached, so that at most one more goes.
+    """
+    limit = min(int((gibibytes or 0.0) * GIB), weights)
+    if not limit:
+        return NOTHING
+    least = Bytes(-min(weights, limit + GIB // 4))
+    return Estimate(
+        bytes=Bytes(-limit), low=least, high=Bytes(-limit), origin="less what is offloaded"
+    )
 
 
 def _quantization(described: ModelConfig, model: Model, args: EngineArgs) -> Quantization:

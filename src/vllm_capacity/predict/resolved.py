@@ -11,6 +11,7 @@ from vllm_capacity.predict.model import Model
 from vllm_capacity.predict.model_config import ModelConfig
 from vllm_capacity.predict.quantization import Quantization
 from vllm_capacity.predict.refusal import Refusal
+from vllm_capacity.predict.speculative import read_speculative
 from vllm_capacity.predict.vllm_version import VllmVersion
 from vllm_capacity.units import GIB, Tokens
 
@@ -256,6 +257,8 @@ def _max_concurrent_batches(args: EngineArgs, version: VllmVersion, env: Mapping
         return 1
     v1_runner = env.get("VLLM_USE_V2_MODEL_RUNNER") in {"0", "false", "False"}
     default = args.distributed_executor_backend in {None, "mp", "uni"}
+    speculative = read_speculative(args.speculative_config)
+    default = default and (speculative is None or speculative.overlaps)
     overlaps = default if args.async_scheduling is None else args.async_scheduling
     if not overlaps or (v1_runner and stages > 1):
         return stages

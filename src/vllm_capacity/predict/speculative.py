@@ -1,0 +1,73 @@
+"""Speculative decoding, as far as it moves memory.
+
+Source: vLLM 0.32 ``config/speculative.py``, ``SpeculativeConfig``.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vllm_capacity.predict.fields import Fields
+from vllm_capacity.predict.refusal import Refusal
+
+_MAX_DRAFT_TOKENS = 1 << 10
+#: Methods that draft from the tokens themselves, without a model.
+_WITHOUT_MODEL = frozenset({"ngram", "ngram_gpu", "suffix"})
+#: Methods under which steps may overlap.
+#: Source: vLLM 0.32 ``config/vllm.py``, ``VllmConfig.__post_init__``.
+_OVERLAPPING = frozenset({"eagle", "eagle3", "ngram_gpu", "draft_model", "dspark", "dflash"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Speculative:
+    """What drafts, and how far ahead.
+
+    Attributes:
+        method: vLLM's name; the names of the many MTP classes are all ``mtp``.
+        num_speculative_tokens: tokens drafted in a step.
+        draft_config: the draft model's own ``config.json``, None where it has none.
+    """
+
+    method: str
+    num_speculative_tokens: int
+    draft_config: Mapping[str, Any] | None
+
+    @property
+    def has_model(self) -> bool:
+        """Whether a draft model stands beside the target."""
+        return self.method not in _WITHOUT_MODEL
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether asynchronous scheduling stays on by default."""
+        return self.method == "mtp" or self.method in _OVERLAPPING
+
+
+def read_speculative(config: Mapping[str, Any] | None) -> Speculative | None:
+    """``--speculative-config``; None where nothing is drafted.
+
+    Raises:
+        Refusal: it cannot be told what would draft.
+    """
+    if not config:
+        return None
+    fields = Fields(config, path="speculative_config.", faults=[])
+    method, tokens = (
+        fields.text("method"),
+        fields.integer("num_speculative_tokens", maximum=_MAX_DRAFT_TOKENS),
+    )
+    draft = fields.mapping("config")
+    if fields.faults:
+        raise Refusal(f"speculative_config: {fields.faults[0].key} {fields.faults[0].problem}")
+    if method is None or tokens is None:
+        raise Refusal("speculative_config needs a method and num_speculative_tokens to be told")
+    if draft is None and fields.has("model"):
+        raise Refusal(
+            'a draft model is described by its own config.json: give it as "config" in '
+            "speculative_config"
+        )
+    return Speculative(
+        method="mtp" if method.endswith("mtp") else method,
+        num_speculative_tokens=tokens,
+        draft_config=None if draft is None else draft.values,
+    )
