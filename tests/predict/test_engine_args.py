@@ -115,7 +115,6 @@ def test_arguments_at_their_defaults_and_those_without_memory_do_not_refuse() ->
         ({"enable_chunked_prefill": False, "max_num_batched_tokens": 2048}, "without chunked"),
         ({"block_size": 8}, "not a multiple of 16"),
         ({"kv_cache_dtype": "turbo"}, "turbo"),
-        ({"dtype": "float32"}, "float32"),
         ({"quantization": "fp8"}, "quantising at load"),
     ],
 )

@@ -20,6 +20,9 @@ NATIVE_SORT_BYTES_PER_LOGIT = 38.0
 FLASHINFER_BYTES_PER_LOGIT = 14.0
 #: As FlashInfer's, and half a byte that measured start-ups of 0.17 and 0.19 add.
 TRITON_BYTES_PER_LOGIT = 14.5
+_NATIVE_SORT = "native sort"
+#: A release that sorts, of the time when start-ups that sort were published.
+SORTING_RELEASE = VllmVersion(0, 11)
 #: First release whose start-ups measure the light sampler; 0.16 still sorts.
 _TRITON_SAMPLER = VllmVersion(0, 17)
 #: First release seen to take FlashInfer's sampler unless told otherwise.
@@ -66,6 +69,11 @@ class Sampler:
     low: float
     high: float
 
+    @property
+    def sorts(self) -> bool:
+        """Whether it is PyTorch's sort, as releases to 0.16 have it."""
+        return self.name == _NATIVE_SORT
+
 
 def choose_sampler(
     version: VllmVersion | None,
@@ -99,14 +107,14 @@ def choose_sampler(
     if version is None:
         # Without FlashInfer an unknown release may sort; the heavier one is the safer number.
         return Sampler(
-            name="native sort",
+            name=_NATIVE_SORT,
             bytes_per_logit=NATIVE_SORT_BYTES_PER_LOGIT,
             low=TRITON_BYTES_PER_LOGIT,
             high=NATIVE_SORT_BYTES_PER_LOGIT,
         )
     if version >= _TRITON_SAMPLER:
         return _sampler("triton", TRITON_BYTES_PER_LOGIT)
-    return _sampler("native sort", NATIVE_SORT_BYTES_PER_LOGIT)
+    return _sampler(_NATIVE_SORT, NATIVE_SORT_BYTES_PER_LOGIT)
 
 
 def _sampler(name: str, bytes_per_logit: float) -> Sampler:
@@ -173,7 +181,9 @@ def activation_peak(
     rows = 2 * width * batch.max_num_seqs * hidden
 
     def sampling(bytes_per_logit: float) -> int:
-        logits = bytes_per_logit * batch.max_num_seqs * stage.model.vocab_size
+        # The numbers of bytes count logits of 16 bits.
+        each = bytes_per_logit + width - 2
+        logits = each * batch.max_num_seqs * stage.model.vocab_size
         return round(logits) + base + rows + kept
 
     phases = [_forward_phase(transients, base, width * tokens)]

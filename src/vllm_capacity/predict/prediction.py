@@ -1,10 +1,16 @@
 """A deployment's description → everything that vLLM will make of it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from vllm_capacity.errors import EngineArgsError, Fault
-from vllm_capacity.predict.activation import Batch, activation_peak, choose_sampler
+from vllm_capacity.predict.activation import (
+    SORTING_RELEASE,
+    Batch,
+    Sampler,
+    activation_peak,
+    choose_sampler,
+)
 from vllm_capacity.predict.checkpoint_quantization import read_quantization
 from vllm_capacity.predict.dtypes import element_bytes
 from vllm_capacity.predict.engine_args import EngineArgs
@@ -25,7 +31,6 @@ from vllm_capacity.predict.memory_budget import (
     memory_budget,
     non_torch,
     requested_bytes,
-    subtracts_cuda_graphs,
 )
 from vllm_capacity.predict.model import Model
 from vllm_capacity.predict.model_config import ModelConfig
@@ -43,7 +48,7 @@ from vllm_capacity.predict.weights import (
     refusal,
     weights_bytes,
 )
-from vllm_capacity.units import GIB, Bytes, Tokens
+from vllm_capacity.units import GIB, Bytes, Tokens, format_gib
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -283,7 +288,12 @@ class _Prediction:
         if budgets is None:
             return ()
         left = [budget.kv_cache_bytes for budget in budgets]
-        return (planner.plan(left, "predicted budget"),)
+        plan = planner.plan(left, "predicted budget")
+        heaviest = max(budget.weights_bytes for budget in budgets)
+        gpu = self.deployment.gpu
+        if gpu is not None and heaviest > gpu.total_memory_bytes:
+            plan = replace(plan, error=_out_of_memory(heaviest, gpu), estimated_max_model_len=None)
+        return (plan,)
 
     def _per_rank(self, number: int | Sequence[int]) -> list[int]:
         if isinstance(number, int):
@@ -313,6 +323,31 @@ class _Prediction:
                 shared[rank.pp_rank, size] = self._budget(gpu, rank, size)
         return [shared[rank.pp_rank, size] for rank, size in pairs]
 
+    def _release_of_estimates(self, sampler: Sampler) -> VllmVersion:
+        """The release whose start-ups estimate what is not derived.
+
+        A release that is not known is taken to be of the time of its sampler.
+        """
+        if self.deployment.vllm_version is not None:
+            return self.deployment.vllm_version
+        return SORTING_RELEASE if sampler.sorts else NEWEST_KNOWN
+
+    def _measured_elsewhere(self, rank: Rank, sampler: Sampler) -> dict[str, Estimate]:
+        """Terms that are not derived; bounds hold every release's where it is not known."""
+        release, env = self._release_of_estimates(sampler), self.deployment.env
+        eager = self.resolved.enforce_eager
+        terms = {
+            "non_torch": non_torch(rank, release),
+            "cuda_graph": cuda_graphs(release, env, enforce_eager=eager),
+        }
+        if self.deployment.vllm_version is not None:
+            return terms
+        for other in (SORTING_RELEASE, NEWEST_KNOWN):
+            graphs = cuda_graphs(other, env, enforce_eager=eager)
+            terms["non_torch"] = terms["non_torch"].widened(non_torch(rank, other))
+            terms["cuda_graph"] = terms["cuda_graph"].widened(graphs)
+        return terms
+
     def _budget(self, gpu: Gpu, rank: Rank, weights: Bytes) -> MemoryBudget:
         resolved, env = self.resolved, self.deployment.env
         sampler = choose_sampler(
@@ -331,7 +366,7 @@ class _Prediction:
                 element_bytes=element_bytes(resolved.dtype),
             ),
             sampler=sampler,
-            version=self.version,
+            version=self._release_of_estimates(sampler),
             capability=gpu.capability,
         )
         return memory_budget(
@@ -340,10 +375,15 @@ class _Prediction:
             allocator_slack=allocator_slack_bytes(stage, rank, self.widths),
             beside=self._beside(stage, rank, weights),
             activation=peak,
-            non_torch=non_torch(rank, self.version),
-            cuda_graph=cuda_graphs(enforce_eager=resolved.enforce_eager),
-            graph_is_subtracted=subtracts_cuda_graphs(self.version, env),
+            **self._measured_elsewhere(rank, sampler),
         )
+
+
+def _out_of_memory(weights: Bytes, gpu: Gpu) -> str:
+    return (
+        f"CUDA out of memory while the weights load: {format_gib(weights)} on a GPU of "
+        f"{format_gib(gpu.total_memory_bytes)}. Share them among more GPUs (tensor_parallel_size)."
+    )
 
 
 def _offloaded(gibibytes: float | None, weights: Bytes) -> Estimate:

@@ -133,8 +133,8 @@ def _dtype(model: ModelConfig, args: EngineArgs, gpu: Gpu | None) -> str:
         dtype = preferred if model.dtype in {None, "float32"} else str(model.dtype)
         return preferred if dtype == "bfloat16" and old else dtype
     dtype = MODEL_DTYPES.get(asked, "")
-    if dtype not in {"bfloat16", "float16"}:
-        raise Refusal(f"dtype {asked} is not described exactly; bfloat16 and float16 are")
+    if dtype not in {"bfloat16", "float16", "float32"}:
+        raise Refusal(f"dtype {asked} is not described exactly; bfloat16, float16, float32 are")
     if dtype == "bfloat16" and old:
         raise Refusal("vLLM refuses to start: this GPU has no bfloat16; give --dtype half")
     return dtype
