@@ -14,6 +14,7 @@ from vllm_capacity.predict import (
     VllmVersion,
     predict,
 )
+from vllm_capacity.predict.answers import predicted_failure
 from vllm_capacity.units import GIB
 
 TABLE = {row["id"]: row for row in rows("h100_profiling_table")}
@@ -21,19 +22,21 @@ STARTUPS = {row["id"]: row for row in rows("startups")}
 NOT_YET = {"gptoss20b", "gptoss120b", "mistral32"}
 
 
-def _predicted(row: dict[str, Any], *, version: str | None, **changed: Any) -> Prediction:
+def _asked(row: dict[str, Any], version: str | None, **changed: Any) -> Deployment:
     args = row["engine_args"] | changed
     args.pop("quantization", None)  # as the checkpoint says anyway
     env = {"VLLM_USE_FLASHINFER_SAMPLER": "0"} if row["id"] in TABLE else {}
-    return predict(
-        Deployment(
-            model=ModelConfig.from_dict(row["config"]),
-            engine_args=EngineArgs.from_mapping(args),
-            gpu=gpu_of(row),
-            vllm_version=None if version is None else VllmVersion.parse(version),
-            env=env,
-        )
+    return Deployment(
+        model=ModelConfig.from_dict(row["config"]),
+        engine_args=EngineArgs.from_mapping(args),
+        gpu=gpu_of(row),
+        vllm_version=None if version is None else VllmVersion.parse(version),
+        env=env,
     )
+
+
+def _predicted(row: dict[str, Any], *, version: str | None, **changed: Any) -> Prediction:
+    return predict(_asked(row, version, **changed))
 
 
 def _table_budget(row: dict[str, Any], version: str | None = "0.11.0") -> MemoryBudget:
@@ -52,6 +55,15 @@ def test_the_h100_profiling_table_is_reproduced(row: dict[str, Any]) -> None:
     assert budget.activation_peak_bytes / GIB == pytest.approx(measured["torch_peak_gib"], abs=0.02)
     assert budget.activation_peak_phase == "sampler"
     assert budget.kv_cache_bytes / GIB == pytest.approx(measured["kv_cache_gib"], abs=0.03)
+
+
+@pytest.mark.parametrize("row", TABLE.values(), ids=TABLE)
+def test_an_unknown_release_is_taken_to_be_of_its_sampler_s_time(row: dict[str, Any]) -> None:
+    if row["id"] not in NOT_YET:
+        budget = _table_budget(row, version=None)
+        measured = row["measured"]["kv_cache_gib"]
+        assert budget.kv_cache_bytes / GIB == pytest.approx(measured, abs=0.03)
+        assert budget.kv_cache_bytes_low / GIB < measured - 1
 
 
 @pytest.mark.parametrize("row", TABLE.values(), ids=TABLE)
@@ -115,3 +127,20 @@ def test_start_ups_of_0_15_to_0_19_land_within_a_percent(row: dict[str, Any]) ->
 def test_enough_start_ups_are_covered_to_mean_something() -> None:
     covered = [row for row in STARTUPS.values() if _predicted(row, version="0.19.0").supported]
     assert len(covered) >= 15
+
+
+@pytest.mark.parametrize(
+    ("row", "changed", "kind"),
+    [
+        ("llama70bfp8", {"tensor_parallel_size": 1}, "no_kv_cache_room"),
+        ("qwen32tp1", {"max_model_len": 32000}, "max_len_too_long"),
+    ],
+)
+def test_the_failed_starts_of_the_table_are_predicted_with_the_remedy_it_names(
+    row: str, changed: dict[str, Any], kind: str
+) -> None:
+    asked = _asked(TABLE[row], "0.11.0", max_num_seqs=1024, max_num_batched_tokens=8192, **changed)
+    failure = predicted_failure(asked)
+    assert failure is not None
+    assert failure.kind == kind
+    assert "--tensor-parallel-size 2" in failure.remedies
