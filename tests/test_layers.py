@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "settings": {"", "predict", "setting_values", "target_settings"},
     "logs": {""},
     "deployment": {"", "predict", "observe", "compare"},
+    "calibrate": {"", "predict", "observe"},
     "source_watch": {"", "compare"},
     "monitor": {
         *("", "predict", "observe", "compare", "sources"),
@@ -36,7 +37,7 @@ MAY_IMPORT = {
     },
     "cli": {"", "commands"},
 }
-PURE = ("predict", "observe", "compare", "deployment")
+PURE = ("predict", "observe", "compare", "deployment", "calibrate")
 NOT_IN_PURE = {
     *("apscheduler", "asyncio", "httpx", "os", "pathlib", "prometheus_client", "pynvml"),
     *("random", "socket", "starlette", "structlog", "subprocess", "threading", "time", "uvicorn"),

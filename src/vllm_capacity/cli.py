@@ -13,6 +13,7 @@ COMMANDS = {
     "serve": "watch vLLM servers and serve their capacity to Prometheus",
     "check": "look at one vLLM server once: what it shows, what is missing, what each gap costs",
     "predict": "say what a deployment's memory and KV cache ought to be, without running it",
+    "parse-log": "read a vLLM start-up log: what it was asked, measured and refused",
     "replay": "feed a recording of metrics pages through the pipeline of the daemon",
     "simulate": "serve a simulated vLLM engine, to try things against",
 }
@@ -64,7 +65,7 @@ def _parser(name: str | None) -> argparse.ArgumentParser:
     for command, summary in COMMANDS.items():
         sub = subparsers.add_parser(command, help=summary, description=summary.capitalize() + ".")
         if command == name:
-            module = import_module(f"vllm_capacity.commands.{command}")
+            module = import_module(f"vllm_capacity.commands.{command.replace('-', '_')}")
             module.add_arguments(sub)
             sub.set_defaults(run=module.run)
     return parser
