@@ -33,7 +33,7 @@ MAY_IMPORT = {
     },
     "commands": {
         *("", "predict", "observe", "compare", "sources", "export", "simulate"),
-        *("settings", "logs", "monitor", "deployment", "daemon"),
+        *("settings", "logs", "monitor", "deployment", "daemon", "calibrate"),
     },
     "cli": {"", "commands"},
 }

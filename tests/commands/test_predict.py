@@ -235,3 +235,79 @@ def _timed(line: bytes) -> float:
     started = time.perf_counter()
     answer_line(line)
     return time.perf_counter() - started
+
+
+START_UP = """\
+INFO 11-21 10:00:01 [api_server.py:100] vLLM API server version 0.19.0
+INFO 11-21 10:00:01 [utils.py:233] non-default args: {'max_model_len': 8192, 'tensor_parallel_size': 2}
+INFO 11-21 10:00:30 [gpu_model_runner.py:1] Model loading took 30.59 GiB memory and 9.5 seconds
+DEBUG 11-21 10:00:40 [gpu_worker.py:1] Memory profiling takes 9.10 seconds. Total non KV cache memory: 35.16GiB; torch peak memory increase: 2.5GiB; non-torch forward increase memory: 2.07GiB; weights memory: 30.59GiB.
+"""  # noqa: E501
+
+
+def test_a_start_up_log_gives_measured_terms_and_the_arguments_of_the_engine(folder: Path) -> None:
+    log, profile = folder / "vllm.log", folder / "profile.json"
+    log.write_text(START_UP)
+    asked = ("--model-config", str(folder), "--gpu", "H100")
+    from_log = _run(*asked, "--calibrate-from", str(log), "--save-profile", str(profile))
+    assert from_log.returncode == 0, from_log.stderr
+    assert "2 × NVIDIA H100" in from_log.stdout
+    assert "max_model_len 8192" in from_log.stdout
+    for words in ("30.59 GiB", "2.50 GiB", "2.07 GiB", "measured: start-up log, vLLM 0.19.0"):
+        assert words in from_log.stdout
+    assert _run(*asked, "--calibrate-from", str(profile)).stdout == from_log.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--calibrate-from", "absent.log"), "absent.log"),
+        (("--calibrate-from", "config.json"), "no measured memory"),
+        (("--save-profile", "p.json"), "--calibrate-from"),
+    ],
+)
+def test_a_calibration_that_cannot_be_is_one_line_of_error(
+    folder: Path, words: tuple[str, str], said: str
+) -> None:
+    flag, name = words
+    done = _run("--model-config", str(folder), "--gpu", "H100", flag, str(folder / name))
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_workload_is_answered_in_words(folder: Path) -> None:
+    done = _run(
+        *("--model-config", str(folder), "--gpu", "H200", "--max-model-len", "8192"),
+        *("--mean-prompt-tokens", "1500", "--mean-output-tokens", "400"),
+        *("--shared-prefix-tokens", "900", "--users", "200"),
+    )
+    assert done.returncode == 0, done.stderr
+    for words in ("requests of 1900 tokens (mean) at once", "the shared prefix fills 56 blocks"):
+        assert words in done.stdout
+    assert "GPUs for 200 requests" in done.stdout
+    assert "--kv-cache-dtype fp8" in done.stdout
+
+
+def test_a_workload_without_outputs_is_a_fault(folder: Path) -> None:
+    done = _run("--model-config", str(folder), "--gpu", "H200", "--mean-prompt-tokens", "1500")
+    assert done.returncode == 2
+    assert "mean_output_tokens" in done.stderr
+
+
+def test_a_line_with_a_workload_is_answered_with_the_answers() -> None:
+    sizes = {"mean_prompt_tokens": 1500, "mean_output_tokens": 400, "users": 50}
+    line = LINE | {"workload": sizes}
+    answer = answer_line(json.dumps(line).encode())
+    assert {"failure", "longest_context_tokens", "what_if", "workload", "fewest_gpus"} <= set(
+        answer["answers"]
+    )
+    assert answer["answers"]["workload"][1]["basis"] == "mean"
+    json.dumps(answer, allow_nan=False)
+
+
+def test_a_faulty_workload_of_a_line_names_every_key() -> None:
+    line = LINE | {"workload": {"mean_prompt_tokens": "x", "users": 0}}
+    answer = answer_line(json.dumps(line).encode())
+    keys = {fault["key"] for fault in answer["error"]["faults"]}
+    assert {"workload.mean_prompt_tokens", "workload.users"} <= keys

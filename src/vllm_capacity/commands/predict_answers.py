@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from vllm_capacity.errors import EngineArgsError, Fault
 from vllm_capacity.predict import Deployment, Prediction, predict
 from vllm_capacity.predict.answers import (
     Alternative,
@@ -66,14 +67,18 @@ def question_of(args: argparse.Namespace) -> Question:
         EngineArgsError: with every fault of the workload.
     """
     names = (*(name for name, _ in _WORKLOAD_FLAGS), "users")
-    return read_question(Fields({name: getattr(args, name) for name in names}, faults=[]))
+    faults: list[Fault] = []
+    question = read_question(Fields({name: getattr(args, name) for name in names}, faults=faults))
+    if faults:
+        raise EngineArgsError("flags", faults)
+    return question
 
 
 def read_question(fields: Fields) -> Question:
     """The question in an object with the workload's keys and ``users``.
 
     Raises:
-        EngineArgsError: a number cannot be, or the output's size is missing.
+        EngineArgsError: the workload cannot be; what is missing goes to ``fields.faults``.
     """
     sizes = {
         name: fields.integer(name, minimum=0, maximum=_MAX_TOKENS) for name, _ in _WORKLOAD_FLAGS

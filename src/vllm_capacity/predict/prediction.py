@@ -11,6 +11,13 @@ from vllm_capacity.predict.activation import (
     activation_peak,
     choose_sampler,
 )
+from vllm_capacity.predict.calibrated_budget import (
+    Corrections,
+    calibrated,
+    corrections,
+    measured_args,
+)
+from vllm_capacity.predict.calibration import Calibration
 from vllm_capacity.predict.checkpoint_quantization import read_quantization
 from vllm_capacity.predict.dtypes import element_bytes
 from vllm_capacity.predict.engine_args import EngineArgs
@@ -60,6 +67,7 @@ class Deployment:
         vllm_version: None for the newest known.
         env: environment variables that vLLM reads.
         flashinfer: whether FlashInfer is installed; None for what the release's image ships.
+        calibration: terms that were measured, to be used instead of estimates.
     """
 
     model: ModelConfig
@@ -68,6 +76,7 @@ class Deployment:
     vllm_version: VllmVersion | None
     env: Mapping[str, str] = field(default_factory=dict)
     flashinfer: bool | None = None
+    calibration: Calibration | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,7 +117,8 @@ def predict(
         The prediction; ``supported`` false with a reason where it would not be exact.
 
     Raises:
-        EngineArgsError: an inner sequence does not hold one number per stage.
+        EngineArgsError: an inner sequence does not hold one number per stage, or a calibration's
+            arguments are none of vLLM's.
     """
     try:
         return _Prediction(deployment).predict(available_kv_cache_bytes)
@@ -321,7 +331,17 @@ class _Prediction:
         for rank, size in pairs:
             if (rank.pp_rank, size) not in shared:
                 shared[rank.pp_rank, size] = self._budget(gpu, rank, size)
-        return [shared[rank.pp_rank, size] for rank, size in pairs]
+        found = self._corrections()
+        return [calibrated(shared[rank.pp_rank, size], found) for rank, size in pairs]
+
+    def _corrections(self) -> Corrections:
+        """What was measured, beside what is predicted for the deployment that was measured."""
+        calibration = self.deployment.calibration
+        if calibration is None:
+            return {}
+        args = measured_args(calibration, self.deployment.engine_args)
+        baseline = predict(replace(self.deployment, engine_args=args, calibration=None)).budget
+        return {} if baseline is None else corrections(calibration, baseline)
 
     def _release_of_estimates(self, sampler: Sampler) -> VllmVersion:
         """The release whose start-ups estimate what is not derived.
