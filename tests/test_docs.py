@@ -12,6 +12,7 @@ import pytest
 
 from vllm_capacity.cli import COMMANDS
 from vllm_capacity.commands.check import GAPS
+from vllm_capacity.commands.predict_answers import WORKLOAD_FLAGS
 from vllm_capacity.export.catalogue import CATALOGUE
 from vllm_capacity.export.metric import PREFIX
 from vllm_capacity.observe.metric_names import EXPECTED_METRICS
@@ -68,6 +69,8 @@ def test_every_flag_that_a_page_gives_our_command_exists(page: Path) -> None:
     known |= {f"--no-{setting.name}" for setting in SETTINGS if not setting.metavar}
     known |= {f"--{flag.name.replace('_', '-')}" for flag in ENGINE_FLAGS}
     known |= {"--config.file", "--jsonl", "--help", "--version", "--env", "--flashinfer"}
+    known |= {"--json", "--calibrate-from", "--save-profile", "--users"}
+    known |= {f"--{name.replace('_', '-')}" for name, _ in WORKLOAD_FLAGS}
     known |= {"--load", "--port", "--num-gpu-blocks-override", "--data-parallel-size"}
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
     for line in re.findall(r"^\s*(?:\$ )?vllm-capacity .*$", text, re.MULTILINE):

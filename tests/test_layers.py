@@ -19,17 +19,18 @@ MAY_IMPORT = {
     "target_settings": {"", "predict"},
     "settings": {"", "predict", "setting_values", "target_settings"},
     "logs": {""},
-    "deployment": {"", "predict", "observe", "compare"},
+    "deployment": {"", "predict", "observe", "compare", "calibrate"},
+    "startup_watch": {"", "observe", "predict", "calibrate"},
     "calibrate": {"", "predict", "observe"},
     "source_watch": {"", "compare"},
     "monitor": {
         *("", "predict", "observe", "compare", "sources"),
-        *("deployment", "target_settings", "source_watch"),
+        *("deployment", "target_settings", "source_watch", "startup_watch"),
     },
     "gpu_monitor": {"", "predict", "observe", "compare", "deployment", "source_watch"},
     "daemon": {
         *("", "predict", "observe", "compare", "sources", "export", "simulate"),
-        *("settings", "target_settings", "monitor", "gpu_monitor", "deployment"),
+        *("settings", "target_settings", "monitor", "gpu_monitor", "deployment", "startup_watch"),
     },
     "commands": {
         *("", "predict", "observe", "compare", "sources", "export", "simulate"),

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -9,8 +10,11 @@ import pytest
 
 from vllm_capacity.errors import SourceError
 from vllm_capacity.monitor import Monitor
+from vllm_capacity.predict import gpu_named
+from vllm_capacity.sources.log_follower import LogFollower
 from vllm_capacity.sources.model_files import ModelFiles, read_model_config
 from vllm_capacity.sources.vllm_http import ServedModel
+from vllm_capacity.startup_watch import StartupWatch
 from vllm_capacity.target_settings import TargetSettings
 
 T = TypeVar("T")
@@ -55,13 +59,14 @@ class Clock:
 class Watched:
     """A monitor over a fake engine, with a clock that the test moves."""
 
-    def __init__(self, **settings: str) -> None:
+    def __init__(self, *, log: Path | None = None, **settings: str) -> None:
         self.engine, self.clock = FakeEngine(), Clock()
         self.monitor = Monitor(
             "engine:8000",
             TargetSettings(url=self.engine.url, **settings),  # type: ignore[arg-type]
             engine=self.engine,
             read_config=read_model_config,
+            start_up=None if log is None else StartupWatch(LogFollower(str(log))),
             expiry_seconds=30.0,
             monotonic=self.clock,
             wall=self.clock,
@@ -70,6 +75,7 @@ class Watched:
     def collect(self, after_seconds: float = 5.0) -> None:
         self.clock.now += after_seconds
         asyncio.run(self.monitor.collect_engine())
+        asyncio.run(self.monitor.collect_log())
 
 
 def test_a_collection_publishes_engines_and_health() -> None:
@@ -224,3 +230,59 @@ def test_the_prediction_is_made_anew_only_when_a_fact_changes() -> None:
     first = watched.monitor.current().prediction
     watched.collect()
     assert watched.monitor.current().prediction is first
+
+
+START_UP = """\
+INFO 11-21 10:00:01 [api_server.py:1] vLLM API server version 0.32.0
+INFO 11-21 10:00:01 [utils.py:2] non-default args: {'max_model_len': 1024, 'dtype': 'bfloat16'}
+INFO 11-21 10:00:30 [gpu_model_runner.py:1] Model loading took 5.0 GiB memory and 9.5 seconds
+"""
+
+
+def _watched_with_log(log: Path) -> Watched:
+    config = Path(__file__).parent / "data/models/small-llama"
+    watched = Watched(log=log, model_config=str(config))
+    asyncio.run(watched.monitor.collect_config())
+    watched.monitor._facts = replace(watched.monitor._facts, gpu=gpu_named("H100"))
+    return watched
+
+
+def _terms(watched: Watched) -> tuple[int, str]:
+    prediction = watched.monitor.current().prediction.prediction
+    assert prediction is not None
+    assert prediction.budget is not None
+    return prediction.budget.weights_bytes, prediction.budget.origins["weights"]
+
+
+def test_what_a_start_up_log_measured_replaces_what_was_estimated(tmp_path: Path) -> None:
+    log = tmp_path / "vllm.log"
+    watched = _watched_with_log(log)
+    watched.collect()
+    assert "measured" not in _terms(watched)[1]
+    assert watched.monitor.current().health["log"].last_reason == "absent"
+    log.write_text(START_UP)
+    watched.collect()
+    assert _terms(watched) == (5 << 30, "measured: start-up log, vLLM 0.32.0")
+    assert watched.monitor.current().health["log"].up is True
+
+
+def test_the_log_tells_arguments_that_metrics_do_not(tmp_path: Path) -> None:
+    log = tmp_path / "vllm.log"
+    log.write_text(START_UP)
+    watched = _watched_with_log(log)
+    watched.collect()
+    prediction = watched.monitor.current().prediction.prediction
+    assert prediction is not None
+    assert prediction.resolved is not None
+    assert prediction.resolved.max_model_len == 1024
+
+
+def test_a_restart_in_the_log_begins_a_new_profile(tmp_path: Path) -> None:
+    log = tmp_path / "vllm.log"
+    log.write_text(START_UP)
+    watched = _watched_with_log(log)
+    watched.collect()
+    with log.open("a") as file:
+        file.write(START_UP.replace("5.0 GiB", "6.0 GiB"))
+    watched.collect()
+    assert _terms(watched)[0] == 6 << 30

@@ -22,9 +22,11 @@ from vllm_capacity.export.web import web_application
 from vllm_capacity.gpu_monitor import GpuMonitor
 from vllm_capacity.monitor import Monitor
 from vllm_capacity.settings import Settings
+from vllm_capacity.sources.log_follower import LogFollower
 from vllm_capacity.sources.model_files import ModelFiles, read_model_config
 from vllm_capacity.sources.nvml import Nvml
 from vllm_capacity.sources.vllm_http import VllmHttp, new_client
+from vllm_capacity.startup_watch import StartupWatch
 from vllm_capacity.target_settings import TargetSettings
 
 log = structlog.get_logger()
@@ -97,6 +99,7 @@ class Daemon:
                     bearer_token_file=target.bearer_token_file,
                 ),
                 read_config=_read_config,
+                start_up=_start_up(target, stack),
                 gpu=lambda: None if self._gpus is None else self._gpus.first_gpu(),
                 expiry_seconds=settings.expiry,
             )
@@ -114,6 +117,7 @@ class Daemon:
         for monitor in self._monitors:
             _every(scheduler, interval, monitor.collect_engine)
             _every(scheduler, _CONFIG_SECONDS, monitor.collect_config)
+            _every(scheduler, interval, monitor.collect_log)
         return scheduler
 
     async def _serve(self, sockets: list[socket.socket]) -> None:
@@ -190,6 +194,14 @@ def _read_config(where: str) -> ModelFiles:
     from vllm_capacity.simulate import SIMULATED_MODEL_CONFIG  # noqa: PLC0415 (only to simulate)
 
     return ModelFiles(config=dict(SIMULATED_MODEL_CONFIG), hf_quant_config=None, path=where)
+
+
+def _start_up(target: TargetSettings, stack: AsyncExitStack) -> StartupWatch | None:
+    if target.vllm_log is None:
+        return None
+    follower = LogFollower(target.vllm_log)
+    stack.callback(follower.close)
+    return StartupWatch(follower)
 
 
 def _every(scheduler: AsyncIOScheduler, seconds: float, job: Callable[[], object]) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from vllm_capacity.calibrate import calibrated_deployment
 from vllm_capacity.compare.fleet import PredictionStatus
 from vllm_capacity.compare.headroom import Limits
 from vllm_capacity.errors import EngineArgsError, ModelConfigError
@@ -21,6 +22,7 @@ from vllm_capacity.predict import (
     VllmVersion,
     predict,
 )
+from vllm_capacity.predict.calibration import Calibration
 from vllm_capacity.units import Bytes
 
 _LIMITS = ("max_model_len", "max_num_seqs", "max_num_batched_tokens")
@@ -41,6 +43,7 @@ class DeploymentFacts:
         vllm_version: as given, or as ``/version`` says.
         gpu: as given.
         nvml_gpu: the host's first GPU, by NVML.
+        calibration: what the start-up log measured and tells of the arguments; None without one.
     """
 
     config: Mapping[str, Any] | None = None
@@ -53,6 +56,7 @@ class DeploymentFacts:
     vllm_version: VllmVersion | None = None
     gpu: Gpu | None = None
     nvml_gpu: Gpu | None = None
+    calibration: Calibration | None = None
 
     def with_labels(self, cache_config: Mapping[str, str]) -> "DeploymentFacts":
         """These facts and what an engine's ``cache_config_info`` declares."""
@@ -67,14 +71,15 @@ def predict_deployment(facts: DeploymentFacts) -> PredictionStatus:
         model = ModelConfig.from_dict(
             facts.config, hf_quant_config=facts.hf_quant_config, source=facts.config_source
         )
-        prediction = predict(
-            Deployment(
-                model=model,
-                engine_args=_engine_args(facts),
-                gpu=facts.gpu or facts.nvml_gpu,
-                vllm_version=facts.vllm_version,
-            )
+        deployment = Deployment(
+            model=model,
+            engine_args=_engine_args(facts),
+            gpu=facts.gpu or facts.nvml_gpu,
+            vllm_version=facts.vllm_version,
         )
+        if facts.calibration is not None:
+            deployment = calibrated_deployment(deployment, facts.calibration)
+        prediction = predict(deployment)
     except ModelConfigError as error:
         return PredictionStatus(prediction=None, reason="bad_config", message=str(error))
     except EngineArgsError as error:

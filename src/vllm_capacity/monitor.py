@@ -20,6 +20,7 @@ from vllm_capacity.predict import Gpu
 from vllm_capacity.source_watch import SourceWatch
 from vllm_capacity.sources.model_files import ModelFiles
 from vllm_capacity.sources.vllm_http import ServedModel
+from vllm_capacity.startup_watch import StartupWatch
 from vllm_capacity.target_settings import TargetSettings
 from vllm_capacity.units import Bytes
 
@@ -90,6 +91,7 @@ class Monitor:
         engine: where its pages come from.
         read_config: reads a config.json; may block, so it is called in a thread.
         gpu: gives the host's first GPU, if any.
+        start_up: follows the engine's log, if there is one.
         expiry_seconds: age at which the last values are withdrawn.
         monotonic, wall: clocks.
     """
@@ -102,13 +104,14 @@ class Monitor:
         engine: EngineSource,
         read_config: Callable[[str], ModelFiles],
         gpu: Callable[[], Gpu | None] = lambda: None,
+        start_up: StartupWatch | None = None,
         expiry_seconds: float = 30.0,
         monotonic: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.name = name
         self._settings, self._engine = settings, engine
-        self._read_config, self._gpu = read_config, gpu
+        self._read_config, self._gpu, self._start_up = read_config, gpu, start_up
         self._expiry_seconds = expiry_seconds
         self._monotonic, self._wall = monotonic, wall
         self._pipeline = Pipeline()
@@ -149,6 +152,16 @@ class Monitor:
         watch = self._watches.setdefault("config", self._watch("config"))
         files = await watch.attempt(lambda: asyncio.to_thread(self._read_config, where))
         self._adopt(files, watch.health.last_error)
+        self._publish()
+
+    async def collect_log(self) -> None:
+        """Read what is new in the engine's start-up log, if there is one."""
+        start_up = self._start_up
+        if start_up is None:
+            return
+        watch = self._watches.setdefault("log", self._watch("log"))
+        if await watch.attempt(lambda: asyncio.to_thread(start_up.read)):
+            self._facts = replace(self._facts, calibration=start_up.calibration)
         self._publish()
 
     async def _collect_page(self) -> None:

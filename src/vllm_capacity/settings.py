@@ -101,6 +101,16 @@ SETTINGS: tuple[Setting, ...] = (
         metavar="X.Y.Z",
     ),
     Setting(
+        "vllm-log",
+        None,
+        text,
+        (
+            "vLLM's start-up log, followed as it grows and is rotated: what it measured "
+            "replaces what would be estimated, and its arguments need not be given"
+        ),
+        metavar="PATH",
+    ),
+    Setting(
         "simulate", False, switch, "start the embedded simulated engine and watch it", metavar=""
     ),
     Setting(

@@ -8,7 +8,9 @@ from typing import Any
 from vllm_capacity.errors import EngineArgsError, Fault
 from vllm_capacity.predict import EngineArgs, Gpu, VllmVersion, gpu_given
 
-_PER_TARGET = ("model-config", "vllm-args", "gpu", "vllm-version", "bearer-token-file")
+_PER_TARGET = (
+    *("model-config", "vllm-args", "gpu", "vllm-version", "vllm-log", "bearer-token-file"),
+)
 _READERS: Mapping[str, Callable[[str], Any]] = {
     "gpu": gpu_given,
     "vllm-version": VllmVersion.parse,
@@ -27,6 +29,7 @@ class TargetSettings:
         engine_args: what was given on flags or in the file.
         gpu: None: NVML's.
         vllm_version: None: what /version says.
+        vllm_log: file with its start-up log.
         bearer_token_file: file with its token.
     """
 
@@ -36,6 +39,7 @@ class TargetSettings:
     engine_args: EngineArgs = field(default_factory=lambda: EngineArgs.from_mapping({}))
     gpu: Gpu | None = None
     vllm_version: VllmVersion | None = None
+    vllm_log: str | None = None
     bearer_token_file: str | None = None
 
 
@@ -99,6 +103,7 @@ def _target(
         engine_args=engine_args,
         gpu=merged["gpu"],
         vllm_version=merged["vllm-version"],
+        vllm_log=merged["vllm-log"],
         bearer_token_file=merged["bearer-token-file"],
     )
 

@@ -42,7 +42,7 @@ def test_a_file_that_is_not_there_yet_is_named_and_then_found(log: Path) -> None
     follower = LogFollower(str(log))
     with pytest.raises(SourceError, match="not there") as caught:
         follower.read()
-    assert caught.value.reason == "not_found"
+    assert caught.value.reason == "absent"
     _append(log, "one\n")
     assert follower.read() == ["one"]
 
@@ -106,13 +106,13 @@ def test_a_file_that_may_not_be_read_is_named(log: Path) -> None:
     log.chmod(0)
     with pytest.raises(SourceError) as caught:
         LogFollower(str(log)).read()
-    assert caught.value.reason == "unreadable"
+    assert caught.value.reason == "invalid"
 
 
 def test_a_folder_is_no_log(tmp_path: Path) -> None:
     with pytest.raises(SourceError) as caught:
         LogFollower(str(tmp_path)).read()
-    assert caught.value.reason == "unreadable"
+    assert caught.value.reason == "invalid"
 
 
 @given(st.lists(st.text("ab\n", max_size=12), max_size=12))

@@ -24,7 +24,8 @@ from vllm_capacity.predict.fields import Fields
 from vllm_capacity.units import format_gib
 
 _MAX_TOKENS = 1 << 32
-_WORKLOAD_FLAGS = (
+#: Flag and key of each size of a workload, and what it means.
+WORKLOAD_FLAGS = (
     ("mean_prompt_tokens", "tokens of a prompt, on average"),
     ("mean_output_tokens", "tokens that a request generates, on average"),
     ("p95_prompt_tokens", "tokens that 95 %% of the prompts do not exceed"),
@@ -49,7 +50,7 @@ class Question:
 def add_workload_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that describe a workload."""
     group = parser.add_argument_group("the workload, for how many requests fit")
-    for name, text in _WORKLOAD_FLAGS:
+    for name, text in WORKLOAD_FLAGS:
         dashed = f"--{name.replace('_', '-')}"
         group.add_argument(dashed, metavar="TOKENS", type=int, help=text)
     group.add_argument(
@@ -66,7 +67,7 @@ def question_of(args: argparse.Namespace) -> Question:
     Raises:
         EngineArgsError: with every fault of the workload.
     """
-    names = (*(name for name, _ in _WORKLOAD_FLAGS), "users")
+    names = (*(name for name, _ in WORKLOAD_FLAGS), "users")
     faults: list[Fault] = []
     question = read_question(Fields({name: getattr(args, name) for name in names}, faults=faults))
     if faults:
@@ -81,7 +82,7 @@ def read_question(fields: Fields) -> Question:
         EngineArgsError: the workload cannot be; what is missing goes to ``fields.faults``.
     """
     sizes = {
-        name: fields.integer(name, minimum=0, maximum=_MAX_TOKENS) for name, _ in _WORKLOAD_FLAGS
+        name: fields.integer(name, minimum=0, maximum=_MAX_TOKENS) for name, _ in WORKLOAD_FLAGS
     }
     users = fields.integer("users", maximum=1 << 30)
     given = {name: value for name, value in sizes.items() if value is not None}

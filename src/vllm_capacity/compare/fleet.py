@@ -13,6 +13,7 @@ FAILURE_REASONS = {
     "vllm": ("timeout", "connect", "http", "parse", "too_large", "invalid", "internal"),
     "nvml": ("nvml", "absent", "internal"),
     "config": ("absent", "invalid", "internal"),
+    "log": ("absent", "invalid", "internal"),
 }
 
 

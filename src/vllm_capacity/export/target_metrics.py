@@ -41,6 +41,13 @@ def _prediction_info(target: TargetAssessment) -> Values:
     }
 
 
+def _term_info(target: TargetAssessment) -> Values:
+    prediction = target.prediction.prediction
+    if prediction is None or prediction.budget is None:
+        return {}
+    return dict.fromkeys(prediction.budget.origins.items(), 1.0)
+
+
 BUDGET = (
     of_target(
         "predicted_kv_cache_bytes_per_token",
@@ -71,6 +78,13 @@ BUDGET = (
         "predicted_requested_bytes",
         "GPU memory times gpu_memory_utilization: what vLLM may take.",
         _budgeted(lambda b: b.requested_bytes),
+    ),
+    Metric(
+        PREFIX + "prediction_term_info",
+        "How each predicted memory term was obtained: derived, estimated or measured; 1.",
+        ("term", "origin"),
+        "target",
+        _term_info,
     ),
     Metric(
         PREFIX + "prediction_supported",

@@ -34,15 +34,15 @@ class LogFollower:
         """The lines that came since the last call, at most ``max_bytes`` of them.
 
         Raises:
-            SourceError: the file is not there (``not_found``) or cannot be read (``unreadable``).
+            SourceError: the file is not there (``absent``) or cannot be read (``invalid``).
         """
         try:
             return self._read(max_bytes)
         except FileNotFoundError as error:
-            raise SourceError("not_found", f"{self.path} is not there (yet)") from error
+            raise SourceError("absent", f"{self.path} is not there (yet)") from error
         except OSError as error:
             reason = error.strerror or str(error)
-            raise SourceError("unreadable", f"{self.path} cannot be read: {reason}") from error
+            raise SourceError("invalid", f"{self.path} cannot be read: {reason}") from error
 
     def close(self) -> None:
         """Let go of the file."""
