@@ -6,7 +6,12 @@ Source: vLLM 0.32 ``v1/core/kv_cache_utils.py``, ``get_kv_cache_configs``.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vllm_capacity.predict.kv_cache_spec import KVCacheSpec, Request
+from vllm_capacity.predict.kv_cache_spec import (
+    AttentionSpec,
+    FullAttentionSpec,
+    KVCacheSpec,
+    Request,
+)
 from vllm_capacity.predict.vllm_version import VllmVersion
 from vllm_capacity.units import GIB, Blocks, Bytes, Tokens
 
@@ -27,19 +32,27 @@ class KVCacheGroup:
     """Layers that share one block table.
 
     Attributes:
-        spec: what each of them keeps.
+        spec: what each of them keeps; ``UniformTypeSpecs`` where they keep unequally much.
         layers: layers of the whole model in the group.
         layers_per_rank: how many of them each rank has.
+        bytes_per_rank: bytes of one block in all of them, on each rank.
     """
 
     spec: KVCacheSpec
     layers: int
     layers_per_rank: tuple[int, ...]
+    bytes_per_rank: tuple[Bytes, ...] = ()
 
     @property
     def kind(self) -> str:
         """The attention kind, by vLLM's name."""
         return self.spec.kind
+
+    def block_bytes(self, rank: int) -> Bytes:
+        """Bytes of one block in the group's layers on ``rank``."""
+        if self.bytes_per_rank:
+            return self.bytes_per_rank[rank]
+        return Bytes(self.layers_per_rank[rank] * self.spec.page_size_bytes)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,6 +91,11 @@ class KVCachePlan:
         request = Request(tokens=Tokens(tokens), in_flight_tokens=self.in_flight_tokens)
         return sum(group.spec.blocks_for(request) for group in self.groups)
 
+    @property
+    def cache_config_block_size(self) -> Tokens:
+        """The ``block_size`` that vLLM's metrics show once groups are made: the smallest."""
+        return min(group.spec.block_size for group in self.groups)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Planner:
@@ -86,6 +104,9 @@ class Planner:
     Attributes:
         num_blocks_override: ``--num-gpu-blocks-override``.
         fits_max_model_len: whether vLLM may shorten ``max_model_len``.
+        block_size: tokens of a block as vLLM settles it before it groups layers.
+        kv_cache_dtype: as the cache configuration shows it once layers are built.
+        context_parallel_size: ranks over which a request's tokens are distributed.
     """
 
     groups: tuple[KVCacheGroup, ...]
@@ -94,21 +115,29 @@ class Planner:
     version: VllmVersion
     num_blocks_override: int | None = None
     fits_max_model_len: bool = False
+    block_size: Tokens | None = None
+    kv_cache_dtype: str | None = None
+    context_parallel_size: int = 1
 
     def bytes_per_block(self) -> tuple[Bytes, ...]:
         """Bytes of one block on every rank: its largest group.
 
-        Source: vLLM 0.32, ``_get_kv_cache_bytes_per_block``, layer-outermost layouts.
+        Source: vLLM 0.32, ``_get_kv_cache_bytes_per_block``.
         """
         ranks = range(len(self.groups[0].layers_per_rank))
+        return tuple(Bytes(max(group.block_bytes(rank) for group in self.groups)) for rank in ranks)
+
+    def bytes_per_token(self) -> tuple[Bytes, ...]:
+        """What one more token of a long request costs on every rank, padding included.
+
+        Windows count only where nothing else grows; recurrent states never do.
+        """
+        full = [group for group in self.groups if group.spec.family is FullAttentionSpec]
+        growing = full or [each for each in self.groups if isinstance(each.spec, AttentionSpec)]
+        shared = self.context_parallel_size
         return tuple(
-            Bytes(
-                max(
-                    group.layers_per_rank[rank] * group.spec.page_size_bytes
-                    for group in self.groups
-                )
-            )
-            for rank in ranks
+            Bytes(sum(size // (group.spec.block_size * shared) for group in growing))
+            for size in self.bytes_per_block()
         )
 
     def plan(self, available: Sequence[int], origin: str) -> KVCachePlan:
@@ -169,7 +198,7 @@ class Planner:
         if self.version >= _TOKENS_FROM_CONCURRENCY:
             return Tokens(int(concurrency * length))
         block_size = min(group.spec.block_size for group in self.groups)
-        return Tokens(blocks // len(self.groups) * block_size)
+        return Tokens(blocks // len(self.groups) * block_size * self.context_parallel_size)
 
     def _longest_fitting(self, spendable: int, per_block: int) -> Tokens:
         """The longest request of at most ``max_model_len`` that fits, 0 if none does.
