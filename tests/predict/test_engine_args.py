@@ -113,7 +113,7 @@ def test_arguments_at_their_defaults_and_those_without_memory_do_not_refuse() ->
         ({"max_model_len": 131073}, "longer than the model's 131072"),
         ({"max_num_seqs": 4096, "max_num_batched_tokens": 1024}, "below max_num_seqs"),
         ({"enable_chunked_prefill": False, "max_num_batched_tokens": 2048}, "without chunked"),
-        ({"block_size": 8}, "not a multiple of 16"),
+        ({"block_size": 8}, "blocks of 8 tokens"),
         ({"kv_cache_dtype": "turbo"}, "turbo"),
         ({"quantization": "fp8"}, "quantising at load"),
     ],

@@ -141,7 +141,6 @@ def test_heads_that_kv_heads_do_not_divide_are_a_fault() -> None:
         ({"layer_types": ["sliding_attention"]}, "different attention kinds"),
         ({"rope_scaling": {"rope_type": "su-nknown", "factor": 2.0}}, "su-nknown"),
         ({"hidden_act": "gelu"}, "only silu"),
-        ({"head_dim": 100}, "heads of 100 elements"),
         ({"quantization_config": {"quant_method": "bitsandbytes"}}, "bitsandbytes"),
     ],
 )

@@ -22,15 +22,3 @@ def element_bytes(dtype: str) -> int:
     2
     """
     return _WIDTHS[dtype]
-
-
-def kv_element_bytes(kv_cache_dtype: str, model_dtype: str) -> int | None:
-    """Bytes of one KV element, None for a KV cache type that is not understood.
-
-    Source: vLLM 0.32 ``utils/torch_utils.py``, ``kv_cache_dtype_str_to_dtype``.
-    """
-    if kv_cache_dtype == "auto":
-        return element_bytes(model_dtype)
-    if kv_cache_dtype in FP8_KV_CACHE_DTYPES:
-        return 1
-    return 2 if kv_cache_dtype in {"bfloat16", "float16"} else None

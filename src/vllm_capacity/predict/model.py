@@ -132,6 +132,13 @@ class Model:
         oldest_release: ``(major, minor)`` of the first release that builds it so, None for all.
         stages_refusal: why vLLM would not pipeline it, None if it would.
         dense_stages: whether vLLM starts a stage without any sparse layer.
+        state_dtype: type of recurrent states that the model asks for where the operator does not;
+            None for that of convolution states.
+        num_kv_heads: KV heads by the configuration as a whole, where layers differ in them.
+        head_size: elements of a head by the configuration as a whole, likewise.
+        mixed_heads: whether vLLM takes one attention kernel for heads of different sizes.
+        mm_prefix: whether the tokens of an image attend to all of it.
+        soft_cap: whether attention logits are capped.
     """
 
     source: str
@@ -146,6 +153,12 @@ class Model:
     oldest_release: tuple[int, int] | None = None
     stages_refusal: str | None = None
     dense_stages: bool = True
+    state_dtype: str | None = None
+    num_kv_heads: int | None = None
+    head_size: int | None = None
+    mixed_heads: bool = False
+    mm_prefix: bool = False
+    soft_cap: bool = False
 
     @property
     def is_moe(self) -> bool:

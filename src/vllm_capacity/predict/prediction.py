@@ -19,16 +19,11 @@ from vllm_capacity.predict.calibrated_budget import (
 )
 from vllm_capacity.predict.calibration import Calibration
 from vllm_capacity.predict.checkpoint_quantization import read_quantization
+from vllm_capacity.predict.deployed_cache import Surroundings, deployed_planner
 from vllm_capacity.predict.dtypes import element_bytes
 from vllm_capacity.predict.engine_args import EngineArgs
 from vllm_capacity.predict.gpu import Gpu
-from vllm_capacity.predict.kv_cache_plan import KVCacheGroup, KVCachePlan, Planner
-from vllm_capacity.predict.kv_cache_spec import (
-    AttentionSpec,
-    FullAttentionSpec,
-    SlidingWindowSpec,
-)
-from vllm_capacity.predict.layer_cache import AttentionCache, LayerCache
+from vllm_capacity.predict.kv_cache_plan import KVCachePlan, Planner
 from vllm_capacity.predict.lora import lora_bytes, lora_slots
 from vllm_capacity.predict.memory_budget import (
     NOTHING,
@@ -55,7 +50,7 @@ from vllm_capacity.predict.weights import (
     refusal,
     weights_bytes,
 )
-from vllm_capacity.units import GIB, Bytes, Tokens, format_gib
+from vllm_capacity.units import GIB, Bytes, format_gib
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,8 +134,6 @@ class _Prediction:
         self.speculative = read_speculative(args.speculative_config)
         if self.speculative is not None and self.speculative.has_model:
             raise Refusal("a draft model is not described exactly yet")
-        if (args.decode_context_parallel_size or 1) > 1 or args.kv_cache_dtype_skip_layers:
-            raise Refusal("this layout of the KV cache is not described exactly yet")
         self.deployment = deployment
         self.model = described.model
         self.version = deployment.vllm_version or NEWEST_KNOWN
@@ -172,14 +165,21 @@ class _Prediction:
         weights = self._weights()
         budgets = self._budgets(weights)
         planner = self._planner()
-        plans = () if planner is None else self._plans(planner, asked, budgets)
+        plans: tuple[KVCachePlan, ...] = ()
+        if self._knows_block_size():
+            self.resolved = replace(
+                self.resolved,
+                block_size=planner.block_size,
+                kv_cache_dtype=planner.kv_cache_dtype or self.resolved.kv_cache_dtype,
+            )
+            plans = self._plans(planner, asked, budgets)
         return Prediction(
             supported=True,
             resolved=self.resolved,
             weights_bytes=weights,
             budget=_tightest(budgets, planner),
             plans=plans,
-            bytes_per_token=self._bytes_per_token(),
+            bytes_per_token=planner.bytes_per_token(),
         )
 
     def _stages(self) -> tuple[StageModel, ...]:
@@ -214,72 +214,29 @@ class _Prediction:
             sizes.append(known[rank.pp_rank, odd])
         return tuple(sizes)
 
-    def _caches(self) -> list[list[LayerCache]]:
-        firsts = [
-            next(rank for rank in self.ranks if rank.pp_rank == stage)
-            for stage in range(len(self.stages))
-        ]
-        return [
-            [named.cache for named in stage.caches(rank)]
-            for stage, rank in zip(self.stages, firsts, strict=True)
-        ]
+    def _knows_block_size(self) -> bool:
+        """Whether it is known to be a GPU's, a CPU's, or the operator's own."""
+        args = self.deployment.engine_args
+        given = (self.deployment.gpu, args.block_size, args.kv_cache_memory_bytes)
+        return any(each is not None for each in given)
 
-    def _spec(self, block_size: Tokens) -> AttentionSpec:
-        kinds = {cache for stage in self._caches() for cache in stage}
-        cache = next(iter(kinds))
-        if len(kinds) > 1 or not isinstance(cache, AttentionCache):
-            raise Refusal("layers of different attention kinds are not covered yet")
-        common = FullAttentionSpec(
-            block_size=block_size,
-            num_kv_heads=cache.num_kv_heads,
-            head_size=cache.head_size,
-            element_bytes=self.resolved.kv_element_bytes,
+    def _planner(self) -> Planner:
+        firsts = {rank.pp_rank: rank for rank in reversed(self.ranks)}
+        stages = [list(stage.caches(firsts[i])) for i, stage in enumerate(self.stages)]
+        return deployed_planner(
+            self.model,
+            stages,
+            draft=(),
+            args=self.deployment.engine_args,
+            resolved=self.resolved,
+            speculative=self.speculative,
+            where=Surroundings(
+                gpu=self.deployment.gpu,
+                flashinfer=self.deployment.flashinfer,
+                env=self.deployment.env,
+                version=self.version,
+            ),
         )
-        args, window = self.deployment.engine_args, cache.sliding_window
-        if window is None or args.disable_hybrid_kv_cache_manager:
-            return common
-        if args.disable_sliding_window:
-            raise Refusal("--disable-sliding-window is not covered yet")
-        self._check_window_is_known()
-        return SlidingWindowSpec(
-            block_size=block_size,
-            num_kv_heads=cache.num_kv_heads,
-            head_size=cache.head_size,
-            element_bytes=self.resolved.kv_element_bytes,
-            sliding_window=Tokens(window),
-        )
-
-    def _check_window_is_known(self) -> None:
-        if VllmVersion(0, 26) <= self.version < VllmVersion(0, 32):
-            raise Refusal("how much releases 0.26 to 0.31 keep of a window is not known")
-        if self.version < VllmVersion(0, 9):
-            raise Refusal("releases before 0.9 count sliding windows as full attention")
-        if self.resolved.max_in_flight_tokens is None:
-            raise Refusal("a sliding window needs max_num_batched_tokens, or the GPU")
-
-    def _planner(self) -> Planner | None:
-        if self.resolved.block_size is None:
-            return None
-        group = KVCacheGroup(
-            spec=self._spec(self.resolved.block_size),
-            layers=len(self.model.layers),
-            layers_per_rank=tuple(len(self.stages[rank.pp_rank].layers) for rank in self.ranks),
-        )
-        return Planner(
-            groups=(group,),
-            max_model_len=self.resolved.max_model_len,
-            in_flight_tokens=self.resolved.max_in_flight_tokens or Tokens(0),
-            version=self.version,
-            num_blocks_override=self.deployment.engine_args.num_gpu_blocks_override,
-            fits_max_model_len=self.resolved.fits_max_model_len,
-        )
-
-    def _bytes_per_token(self) -> tuple[Bytes, ...]:
-        spec = self._spec(Tokens(1))
-        sizes = [
-            len(self.stages[rank.pp_rank].layers) * spec.page_size_bytes for rank in self.ranks
-        ]
-        return tuple(Bytes(size) for size in sizes)
 
     def _plans(
         self,
@@ -443,13 +400,9 @@ def _check_release(model: Model, version: VllmVersion) -> None:
         raise Refusal(f"{model.source} is described exactly from vLLM {since} on only")
 
 
-def _tightest(
-    budgets: Sequence[MemoryBudget] | None, planner: Planner | None
-) -> MemoryBudget | None:
+def _tightest(budgets: Sequence[MemoryBudget] | None, planner: Planner) -> MemoryBudget | None:
     """The budget of the rank that decides the number of blocks."""
     if budgets is None:
         return None
-    if planner is None:
-        return min(budgets, key=lambda budget: budget.kv_cache_bytes)
     pairs = zip(budgets, planner.bytes_per_block(), strict=True)
     return min(pairs, key=lambda pair: pair[0].kv_cache_bytes / (pair[1] or 1))[0]

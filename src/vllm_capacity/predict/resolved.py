@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from vllm_capacity.predict.dtypes import FP8_KV_CACHE_DTYPES, MODEL_DTYPES, kv_element_bytes
+from vllm_capacity.predict.dtypes import MODEL_DTYPES
 from vllm_capacity.predict.engine_args import EngineArgs
 from vllm_capacity.predict.gpu import Gpu
 from vllm_capacity.predict.model import Model
@@ -15,12 +15,7 @@ from vllm_capacity.predict.speculative import read_speculative
 from vllm_capacity.predict.vllm_version import VllmVersion
 from vllm_capacity.units import GIB, Tokens
 
-#: Source: vLLM 0.32 ``config/cache.py``, ``CacheConfig.DEFAULT_BLOCK_SIZE``.
-DEFAULT_BLOCK_SIZE = 16
-#: Source: vLLM 0.32 ``platforms/cpu.py``, ``check_and_update_config``.
-DEFAULT_CPU_BLOCK_SIZE = 128
 _BFLOAT16_CAPABILITY = (8, 0)
-_FP8_CAPABILITY = (8, 9)
 _OTHER_VENDORS = re.compile(r"\b(amd|radeon|instinct|mi\d{2,3}x?|intel|gaudi|tpu)\b", re.IGNORECASE)
 
 
@@ -29,8 +24,8 @@ class ResolvedArgs:
     """vLLM's arguments after all defaults; None where a default hangs on an unknown.
 
     Attributes:
+        block_size: tokens of a block; None where neither GPU nor bytes are known.
         kv_cache_dtype: as vLLM's cache configuration shows it, ``auto`` for the model's dtype.
-        kv_element_bytes: bytes of one key or value element.
         fits_max_model_len: whether ``--max-model-len -1`` lets vLLM shorten it to fit.
         max_concurrent_batches: steps that may be under way at once.
     """
@@ -42,7 +37,6 @@ class ResolvedArgs:
     max_num_batched_tokens: Tokens | None
     block_size: Tokens | None
     kv_cache_dtype: str
-    kv_element_bytes: int
     quantization: str | None
     gpu_memory_utilization: float
     tensor_parallel_size: int
@@ -83,10 +77,6 @@ def resolve(
         raise Refusal("vLLM refuses to start: more pipeline stages than layers")
     _check_surroundings(gpu, env)
     dtype = _dtype(model, args, gpu)
-    kv_cache_dtype = _kv_cache_dtype(args, quantization, gpu)
-    width = kv_element_bytes(kv_cache_dtype, dtype)
-    if width is None:
-        raise Refusal(f"KV cache dtype {kv_cache_dtype} is not described exactly yet")
     max_model_len = _max_model_len(model, args, version, env)
     seqs, tokens = _scheduler_limits(args, gpu, version, max_model_len)
     return ResolvedArgs(
@@ -95,9 +85,8 @@ def resolve(
         max_model_len=max_model_len,
         max_num_seqs=seqs,
         max_num_batched_tokens=None if tokens is None else Tokens(tokens),
-        block_size=_block_size(args, gpu),
-        kv_cache_dtype=kv_cache_dtype,
-        kv_element_bytes=width,
+        block_size=None,
+        kv_cache_dtype=_kv_cache_dtype(args, quantization),
         quantization=quantization.name,
         gpu_memory_utilization=_utilization(args, version),
         tensor_parallel_size=args.tensor_parallel_size or 1,
@@ -140,15 +129,10 @@ def _dtype(model: ModelConfig, args: EngineArgs, gpu: Gpu | None) -> str:
     return dtype
 
 
-def _kv_cache_dtype(args: EngineArgs, quantization: Quantization, gpu: Gpu | None) -> str:
+def _kv_cache_dtype(args: EngineArgs, quantization: Quantization) -> str:
     dtype = args.kv_cache_dtype or "auto"
     if dtype == "auto" and quantization.kv_cache_dtype is not None:
         dtype = quantization.kv_cache_dtype
-    if dtype not in FP8_KV_CACHE_DTYPES:
-        return dtype
-    capability = None if gpu is None else gpu.capability
-    if capability is not None and capability < _FP8_CAPABILITY:
-        raise Refusal("an fp8 KV cache on GPUs before compute capability 8.9 is not covered")
     if dtype == "fp8_e5m2" and quantization.name in {"fp8", "modelopt"}:
         raise Refusal("vLLM refuses to start: fp8_e5m2 KV cache with an fp8 checkpoint")
     return dtype
@@ -180,18 +164,6 @@ def _utilization(args: EngineArgs, version: VllmVersion) -> float:
     if args.gpu_memory_utilization is not None:
         return args.gpu_memory_utilization
     return 0.92 if version >= VllmVersion(0, 21) else 0.9
-
-
-def _block_size(args: EngineArgs, gpu: Gpu | None) -> Tokens | None:
-    """Source: vLLM 0.32 ``platforms/interface.py``, ``update_block_size_for_backend``."""
-    if args.block_size is not None:
-        if args.block_size % 16:
-            raise Refusal(f"block_size {args.block_size} is not a multiple of 16 tokens")
-        return Tokens(args.block_size)
-    if gpu is not None:
-        return Tokens(DEFAULT_BLOCK_SIZE)
-    # Bytes without a GPU are how a vLLM on a CPU declares its cache.
-    return None if args.kv_cache_memory_bytes is None else Tokens(DEFAULT_CPU_BLOCK_SIZE)
 
 
 def _scheduler_limits(

@@ -18,6 +18,9 @@ _WITHOUT_MODEL = frozenset({"ngram", "ngram_gpu", "suffix"})
 _OVERLAPPING = frozenset({"eagle", "eagle3", "ngram_gpu", "draft_model", "dspark", "dflash"})
 
 
+_READING_AHEAD = frozenset({"eagle", "eagle3", "mtp"})
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Speculative:
     """What drafts, and how far ahead.
@@ -36,6 +39,14 @@ class Speculative:
     def has_model(self) -> bool:
         """Whether a draft model stands beside the target."""
         return self.method not in _WITHOUT_MODEL
+
+    @property
+    def reads_ahead(self) -> bool:
+        """Whether the draft model reads the target's hidden states one token ahead.
+
+        Source: vLLM 0.32 ``config/speculative.py``, ``SpeculativeConfig.use_eagle``.
+        """
+        return self.method in _READING_AHEAD
 
     @property
     def overlaps(self) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from vllm_capacity.predict.answers.workload import Workload, workload_capacity
 from vllm_capacity.predict.engine_args import EngineArgs
+from vllm_capacity.predict.kv_cache_format import is_quantized
 from vllm_capacity.predict.kv_cache_plan import KVCachePlan
 from vllm_capacity.predict.prediction import Deployment, Prediction, predict
 from vllm_capacity.predict.resolved import ResolvedArgs
@@ -141,7 +142,7 @@ def _changes(args: EngineArgs, resolved: ResolvedArgs, fitting: float | None) ->
 
 
 def _cheaper_cache(args: EngineArgs, resolved: ResolvedArgs) -> Iterator[_Change]:
-    if resolved.kv_element_bytes > 1:
+    if not is_quantized(resolved.kv_cache_dtype):
         yield _Change(
             flags="--kv-cache-dtype fp8",
             price="keys and values in 8 bits: check answers; without calibrated scales accuracy "
