@@ -72,7 +72,10 @@ def deployed_planner(
     whole = [*stages[:-1], [*stages[-1], *draft]]
     asked = _cache_args(model, whole, draft, args, resolved, speculative, where)
     if on_cpu:
-        return make_planner(whole, replace(asked, kernels=Kernels(capability=None)))
+        try:
+            return make_planner(whole, asked)
+        except Refusal:  # blocks that no CPU reads: a GPU with --kv-cache-memory-bytes
+            return make_planner_for_any_gpu(whole, asked)
     planners = list(_planners(model, whole, asked, where))
     if any(planner != planners[0] for planner in planners):
         raise Refusal("the KV cache hangs on whether FlashAttention 4 is installed; not covered")

@@ -164,9 +164,9 @@ class _Prediction:
         self._check_layout()
         weights = self._weights()
         budgets = self._budgets(weights)
-        planner = self._planner()
+        planner = self._known_planner()
         plans: tuple[KVCachePlan, ...] = ()
-        if self._knows_block_size():
+        if planner is not None and self._knows_block_size():
             self.resolved = replace(
                 self.resolved,
                 block_size=planner.block_size,
@@ -179,7 +179,7 @@ class _Prediction:
             weights_bytes=weights,
             budget=_tightest(budgets, planner),
             plans=plans,
-            bytes_per_token=planner.bytes_per_token(),
+            bytes_per_token=None if planner is None else planner.bytes_per_token(),
         )
 
     def _stages(self) -> tuple[StageModel, ...]:
@@ -219,6 +219,15 @@ class _Prediction:
         args = self.deployment.engine_args
         given = (self.deployment.gpu, args.block_size, args.kv_cache_memory_bytes)
         return any(each is not None for each in given)
+
+    def _known_planner(self) -> Planner | None:
+        """The planner; without a GPU it is no refusal that the cache hangs on which it is."""
+        try:
+            return self._planner()
+        except Refusal:
+            if self._knows_block_size():
+                raise
+            return None
 
     def _planner(self) -> Planner:
         firsts = {rank.pp_rank: rank for rank in reversed(self.ranks)}
@@ -400,9 +409,11 @@ def _check_release(model: Model, version: VllmVersion) -> None:
         raise Refusal(f"{model.source} is described exactly from vLLM {since} on only")
 
 
-def _tightest(budgets: Sequence[MemoryBudget] | None, planner: Planner) -> MemoryBudget | None:
+def _tightest(
+    budgets: Sequence[MemoryBudget] | None, planner: Planner | None
+) -> MemoryBudget | None:
     """The budget of the rank that decides the number of blocks."""
-    if budgets is None:
+    if budgets is None or planner is None:
         return None
     pairs = zip(budgets, planner.bytes_per_block(), strict=True)
     return min(pairs, key=lambda pair: pair[0].kv_cache_bytes / (pair[1] or 1))[0]
