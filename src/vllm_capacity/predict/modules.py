@@ -20,6 +20,7 @@ class Linear:
         quantizable: whether vLLM hands it the quantisation config.
         element_bytes: width of an unquantised element where it is not the model's dtype.
         is_head: whether it makes the logits; few quantisations reach it.
+        is_tied: whether its weights are the embedding's, and not its own.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Linear:
     quantizable: bool = True
     element_bytes: int | None = None
     is_head: bool = False
+    is_tied: bool = False
 
     @property
     def elements(self) -> int:
@@ -57,6 +59,8 @@ class RoutedExperts:
         gated: whether an expert has a gate besides up and down.
         bias: whether its projections have biases.
         projections: the checkpoint's names of an expert's projections.
+        fits_tensorrt: whether FlashInfer's TensorRT-LLM kernels know how its router scores and
+            what it activates with; they do not know a softmax that is not renormalised.
     """
 
     name: str
@@ -68,6 +72,7 @@ class RoutedExperts:
     gated: bool = True
     bias: bool = False
     projections: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
+    fits_tensorrt: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
