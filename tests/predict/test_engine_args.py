@@ -115,7 +115,7 @@ def test_arguments_at_their_defaults_and_those_without_memory_do_not_refuse() ->
         ({"enable_chunked_prefill": False, "max_num_batched_tokens": 2048}, "without chunked"),
         ({"block_size": 8}, "blocks of 8 tokens"),
         ({"kv_cache_dtype": "turbo"}, "turbo"),
-        ({"quantization": "fp8"}, "quantising at load"),
+        ({"quantization": "nvfp4_per_token"}, "nvfp4_per_token"),
     ],
 )
 def test_what_vllm_would_refuse_or_is_not_known_is_said_in_one_sentence(

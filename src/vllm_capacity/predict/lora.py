@@ -32,7 +32,7 @@ class LoraSlots:
 
     def elements(self, module: Module, tensor_parallel: int) -> int:
         """Elements of a module's slots on one rank."""
-        if isinstance(module, Linear):
+        if isinstance(module, Linear) and not module.is_head:
             return self.slots * self._linear(module, tensor_parallel)
         if isinstance(module, RoutedExperts):
             return self.slots * self._experts(module, tensor_parallel)

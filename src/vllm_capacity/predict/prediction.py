@@ -36,7 +36,6 @@ from vllm_capacity.predict.memory_budget import (
 )
 from vllm_capacity.predict.model import Model
 from vllm_capacity.predict.model_config import ModelConfig
-from vllm_capacity.predict.packed_quantization import CompressedTensorsPacked, PackedIntegers
 from vllm_capacity.predict.parallel import Rank, ranks, stage_layers
 from vllm_capacity.predict.quantization import Quantization, Unquantized
 from vllm_capacity.predict.refusal import Refusal
@@ -138,7 +137,7 @@ class _Prediction:
         self.model = described.model
         self.version = deployment.vllm_version or NEWEST_KNOWN
         _check_release(self.model, self.version)
-        self.quantization = _quantization(described, self.model, args)
+        self.quantization = _quantization(described, self.model, deployment)
         self.resolved = resolve(
             described,
             args,
@@ -387,15 +386,16 @@ def _offloaded(gibibytes: float | None, weights: Bytes) -> Estimate:
     )
 
 
-def _quantization(described: ModelConfig, model: Model, args: EngineArgs) -> Quantization:
+def _quantization(described: ModelConfig, model: Model, deployment: Deployment) -> Quantization:
     quantization, reason = read_quantization(
-        described.quantization_config, argument=args.quantization
+        described.quantization_config,
+        argument=deployment.engine_args.quantization,
+        model_type=described.model_type,
+        capability=None if deployment.gpu is None else deployment.gpu.capability,
+        flashinfer=deployment.flashinfer is not False,
     )
     if quantization is None:
         raise Refusal(reason or "the quantisation is not described exactly")
-    packed = isinstance(quantization, PackedIntegers | CompressedTensorsPacked)
-    if packed and model.is_moe and not model.packed_experts:
-        raise Refusal(f"packed experts of {model.source} are not described exactly yet")
     if model.quantized or isinstance(quantization, Unquantized):
         return quantization
     raise Refusal(f"quantised weights of {model.source} are not described exactly yet")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 from vllm_capacity.predict.dtypes import element_bytes
 from vllm_capacity.predict.model import Layer, Model, NamedCache
@@ -162,7 +163,7 @@ def module_bytes(module: Module, width: int, quantization: Quantization) -> int:
     if isinstance(module, RoutedExperts):
         mapping = _FLOAT32 * module.expert_map_entries
         return mapping + quantization.experts_bytes(module, width)
-    return _ATTENTION_SCALE_BYTES + quantization.attention_bytes(width)
+    return _ATTENTION_SCALE_BYTES + quantization.attention_bytes(width, module)
 
 
 def refusal(stage: StageModel, rank: Rank, quantization: Quantization) -> str | None:
@@ -176,16 +177,16 @@ def refusal(stage: StageModel, rank: Rank, quantization: Quantization) -> str | 
     layers = [layer for _, layer in stage.kinds()]
     if not quantization.treats_layers_alike:
         layers = list(stage.layers)
-    return _quantization_refusal(layers, rank, quantization)
+    inner = (module for layer in layers for module in layer_modules(layer, rank))
+    return _quantization_refusal(chain(stage.outer_modules(rank), inner), rank, quantization)
 
 
 def _quantization_refusal(
-    layers: Iterable[Layer], rank: Rank, quantization: Quantization
+    modules: Iterable[Module], rank: Rank, quantization: Quantization
 ) -> str | None:
-    for layer in layers:
-        for module in layer_modules(layer, rank):
-            if isinstance(module, Linear | RoutedExperts):
-                reason = quantization.refusal(module, tensor_parallel=rank.tp_size)
-                if reason is not None:
-                    return reason
+    for module in modules:
+        if isinstance(module, Linear | RoutedExperts):
+            reason = quantization.refusal(module, tensor_parallel=rank.tp_size)
+            if reason is not None:
+                return reason
     return None

@@ -90,7 +90,7 @@ class SelfAttention(Part):
         if elements:
             yield Plain(name=f"{name}.vectors", elements=elements)
         if self.cached:
-            yield Attention(name=f"{name}.{self.attn_name}")
+            yield Attention(name=f"{name}.{self.attn_name}", num_kv_heads=kv_heads)
 
     def caches(self, rank: Rank, path: str) -> Iterator[NamedCache]:
         """Keys and values of the rank's heads."""
