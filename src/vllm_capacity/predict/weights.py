@@ -162,7 +162,7 @@ def module_bytes(module: Module, width: int, quantization: Quantization) -> int:
     if isinstance(module, RoutedExperts):
         mapping = _FLOAT32 * module.expert_map_entries
         return mapping + quantization.experts_bytes(module, width)
-    return _ATTENTION_SCALE_BYTES + quantization.attention_bytes(width)
+    return _ATTENTION_SCALE_BYTES + quantization.attention_bytes(width, module)
 
 
 def refusal(stage: StageModel, rank: Rank, quantization: Quantization) -> str | None:
