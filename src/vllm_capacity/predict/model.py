@@ -26,11 +26,14 @@ class Transient(NamedTuple):
         elements: elements of the model's dtype for every token.
         stays: whether the workspace outlives the layer, as the fused experts' does.
         workspace_elements: the share of ``elements`` that then stays.
+        context_elements: elements for every token of the context that latent attention (MLA)
+            expands at a time in a chunked prefill, which profiling allocates besides.
     """
 
     phase: str
     elements: int
     workspace_elements: int = 0
+    context_elements: int = 0
 
 
 class NamedCache(NamedTuple):
@@ -60,6 +63,11 @@ class Part(ABC):
         """What it needs while it runs; None where that is small."""
         del rank
         return None
+
+    def after_load_elements(self, rank: Rank) -> int:
+        """Elements of copies in the model's dtype that vLLM makes after loading."""
+        del rank
+        return 0
 
     def refusal(self, rank: Rank) -> str | None:
         """Why vLLM would not split it so, or why that is not described exactly; else None."""
@@ -139,6 +147,8 @@ class Model:
         mixed_heads: whether vLLM takes one attention kernel for heads of different sizes.
         mm_prefix: whether the tokens of an image attend to all of it.
         soft_cap: whether attention logits are capped.
+        compiled: whether vLLM compiles it unless told otherwise; if not, its custom operations
+            (FlashInfer's rotation among them) run.
     """
 
     source: str
@@ -159,6 +169,7 @@ class Model:
     mixed_heads: bool = False
     mm_prefix: bool = False
     soft_cap: bool = False
+    compiled: bool = True
 
     @property
     def is_moe(self) -> bool:

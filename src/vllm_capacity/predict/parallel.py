@@ -33,6 +33,15 @@ class Rank:
         """Whether it computes logits and samples."""
         return self.pp_rank == self.pp_size - 1
 
+    @property
+    def shares_tokens(self) -> bool:
+        """Whether tensor ranks may divide tokens, not widths, around the routed experts.
+
+        Source: vLLM 0.32 ``config/parallel.py``, ``use_sequence_parallel_moe``: expert
+        parallelism over tensor and data ranks.
+        """
+        return self.expert_parallel > self.tp_size > 1
+
 
 def ranks(
     *, tensor_parallel: int, pipeline_parallel: int, data_parallel: int, expert_parallel: bool

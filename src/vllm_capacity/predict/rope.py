@@ -81,7 +81,9 @@ class RopeTable:
         head_size: vLLM keeps one table for each size of head.
         columns: rotated elements of a head.
         element_bytes: width where it is not the model's dtype.
-        wide_with_flashinfer: whether it is float32 where FlashInfer is installed.
+        wide_with_flashinfer: whether it is float32 where FlashInfer rotates, as it does for
+            models that are not compiled.
+        interleaved: whether neighbouring elements are rotated together; a table of its own.
     """
 
     rope: Rope
@@ -89,6 +91,7 @@ class RopeTable:
     columns: int
     element_bytes: int | None = None
     wide_with_flashinfer: bool = False
+    interleaved: bool = False
 
     @property
     def elements(self) -> int:

@@ -29,6 +29,7 @@ class SparseMoe(Part):
         gated: whether routed experts have a gate besides up and down.
         expert_bias: whether routed experts have biases.
         routed_hidden_size: width of what the experts see where it is not the model's.
+        identity_experts: experts of the router that pass a token on and hold nothing.
         name: path inside the layer.
         router_name, experts_name: vLLM's names of its modules.
     """
@@ -48,6 +49,7 @@ class SparseMoe(Part):
     gated: bool = True
     expert_bias: bool = False
     routed_hidden_size: int | None = None
+    identity_experts: int = 0
     name: str = "mlp"
     router_name: str = "gate"
     experts_name: str = "experts"
@@ -59,7 +61,7 @@ class SparseMoe(Part):
             name=f"{name}.{self.router_name}",
             shards=(f"{name}.{self.router_name}",),
             input_size=self.hidden_size,
-            output_sizes=(self.num_experts,),
+            output_sizes=(self.num_experts + self.identity_experts,),
             bias=self.router_bias,
             quantizable=self.quantized_router,
             element_bytes=_FLOAT32 if self.float32_router else None,
@@ -67,7 +69,7 @@ class SparseMoe(Part):
         if self.correction_bias:
             yield Plain(
                 name=f"{name}.e_score_correction_bias",
-                elements=self.num_experts,
+                elements=self.num_experts + self.identity_experts,
                 element_bytes=_FLOAT32,
             )
         if self.shared is not None:
@@ -101,7 +103,8 @@ class SparseMoe(Part):
         """Experts that the ranks cannot share."""
         over = rank.moe_tensor_parallel
         if rank.expert_parallel > 1:
-            if self.shared is not None and rank.expert_parallel > rank.tp_size > 1:
+            unknown = self.shared is not None and self.shared.token_parallel is None
+            if unknown and rank.shares_tokens:
                 return "shared experts under EP with both TP and DP are not covered yet"
             if self.num_experts < rank.expert_parallel:
                 return "vLLM refuses to start: fewer experts than expert-parallel ranks"
