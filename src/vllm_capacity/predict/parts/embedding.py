@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vllm_capacity.predict.model import Part
-from vllm_capacity.predict.modules import Module, Plain
+from vllm_capacity.predict.modules import Linear, Module, Plain
 from vllm_capacity.predict.parallel import Rank
 from vllm_capacity.units import round_up
 
@@ -50,19 +50,31 @@ class LogitsHead(Part):
     Attributes:
         tied: whether it holds no weights of its own.
         bias: whether logits have a bias.
+        quantizable: whether vLLM hands it the quantisation config.
     """
 
     vocab_size: int
     hidden_size: int
     tied: bool = False
     bias: bool = False
+    quantizable: bool = False
     name: str = "lm_head"
 
     def modules(self, rank: Rank, path: str) -> Iterator[Module]:
         """The rank's rows of the vocabulary."""
         rows = round_up(self.vocab_size, VOCAB_PADDING) // rank.tp_size
         name = f"{path}.{self.name}".lstrip(".")
-        if not self.tied:
+        if self.quantizable:
+            yield Linear(
+                name=name,
+                shards=(name,),
+                input_size=self.hidden_size,
+                output_sizes=(rows,),
+                split="column",
+                is_head=True,
+                is_tied=self.tied,
+            )
+        elif not self.tied:
             yield Plain(name=name, elements=rows * self.hidden_size)
         if self.bias:
             yield Plain(name=f"{name}.bias", elements=rows)
