@@ -88,12 +88,12 @@ def test_a_pasted_command_line_and_flags_of_our_own_agree(folder: Path) -> None:
 
 
 def test_an_architecture_that_is_not_described_is_one_line(tmp_path: Path) -> None:
-    config = QWEN3_32B | {"architectures": ["MambaForCausalLM"]}
+    config = QWEN3_32B | {"architectures": ["NeverForCausalLM"]}
     (tmp_path / "config.json").write_text(json.dumps(config))
     done = _run("--model-config", str(tmp_path), "--gpu", "H100")
     assert done.returncode == 1
     assert done.stdout.count("\n") == 1
-    assert "MambaForCausalLM" in done.stdout
+    assert "NeverForCausalLM" in done.stdout
 
 
 @pytest.mark.parametrize(

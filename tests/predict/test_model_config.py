@@ -135,7 +135,7 @@ def test_heads_that_kv_heads_do_not_divide_are_a_fault() -> None:
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"architectures": ["MambaForCausalLM"]}, "MambaForCausalLM"),
+        ({"architectures": ["NeverForCausalLM"]}, "NeverForCausalLM"),
         ({"architectures": ["LlamaForCausalLM", "Other"]}, "more than one architecture"),
         ({"vision_config": {"hidden_size": 1}}, "vision_config"),
         ({"layer_types": ["sliding_attention"]}, "different attention kinds"),

@@ -16,6 +16,9 @@ _MAX_TOKENS = 1 << 32
 #: Where wrappers keep the text model. Source: transformers 5 ``configuration_utils.py``,
 #: ``get_text_config``; vLLM 0.32 ``transformers_utils/config.py``, ``get_hf_text_config``.
 _TEXT_KEYS = ("thinker_config", "text_config", "llm_config", "language_config")
+#: Without any of the keys below. Source: vLLM 0.32 ``config/model.py``,
+#: ``_get_and_verify_max_len``, ``default_max_len``.
+_LENGTH_OF_UNBOUNDED = 2048
 _POSITION_KEYS = (
     "max_position_embeddings",
     "n_positions",
@@ -147,7 +150,21 @@ def _quantization_config(
         return None
     quantization = Fields({"hf_quant_config": hf_quant_config}, faults=config.faults)
     reader = quantization.mapping("hf_quant_config")
-    return None if reader is None else {"quant_method": "modelopt", **reader.values}
+    if reader is None or not _is_modelopt(reader):
+        return None
+    return {"quant_method": "modelopt", **reader.values}
+
+
+def _is_modelopt(hf_quant_config: Fields) -> bool:
+    """Whether vLLM takes notice of hf_quant_config.json: it looks for who wrote it.
+
+    Source: vLLM 0.32 ``transformers_utils/model_arch_config_convertor.py``,
+    ``_normalize_quantization_config``.
+    """
+    producer = hf_quant_config.mapping("producer")
+    quantization = hf_quant_config.mapping("quantization")
+    signed = producer is not None and producer.text("name") == "modelopt"
+    return signed or (quantization is not None and quantization.has("modelopt_quant_config"))
 
 
 def _max_model_len(config: Fields, model: Model) -> tuple[Tokens, Tokens]:
@@ -157,8 +174,11 @@ def _max_model_len(config: Fields, model: Model) -> tuple[Tokens, Tokens]:
     ``transformers_utils/model_arch_config_convertor.py``, ``derive_max_model_len_and_key``.
     """
     lengths = [config.integer(key, maximum=_MAX_TOKENS) for key in _POSITION_KEYS]
+    lengths[0] = lengths[0] or model.max_positions
     explicit = config.integer("model_max_length", maximum=_MAX_TOKENS)
-    derived = explicit or min((length for length in lengths if length), default=1)
+    if not any(lengths):
+        return Tokens(_LENGTH_OF_UNBOUNDED), Tokens(_MAX_TOKENS)
+    derived = explicit or min(length for length in lengths if length)
     derived = int(derived * model.length_factor)
     default = derived
     if model.rope_type == "longrope":

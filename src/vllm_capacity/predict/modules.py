@@ -21,6 +21,11 @@ class Linear:
         element_bytes: width of an unquantised element where it is not the model's dtype.
         is_head: whether it makes the logits; few quantisations reach it.
         is_tied: whether its weights are the embedding's, and not its own.
+        fast_router: whether it is float32 on GPUs without vLLM's router kernels.
+        packed_output_sizes: rows of every fused matrix where 4-bit kernels are too wide for the
+            rank's own, so that vLLM holds them whole under AWQ, GPTQ and AutoRound; None where
+            they are the same.
+        kept_from: quantisations that vLLM keeps from this layer.
     """
 
     name: str
@@ -33,6 +38,9 @@ class Linear:
     element_bytes: int | None = None
     is_head: bool = False
     is_tied: bool = False
+    fast_router: bool = False
+    packed_output_sizes: tuple[int, ...] | None = None
+    kept_from: frozenset[str] = frozenset()
 
     @property
     def elements(self) -> int:
@@ -96,11 +104,13 @@ class Attention:
     Attributes:
         latent: whether it is multi-head latent attention (MLA).
         num_kv_heads: heads on this rank.
+        scaled: whether vLLM hands it the quantisation config.
     """
 
     name: str
     latent: bool = False
     num_kv_heads: int = 1
+    scaled: bool = True
 
 
 Module = Linear | RoutedExperts | Plain | Attention

@@ -52,6 +52,11 @@ from vllm_capacity.predict.weights import (
 from vllm_capacity.units import GIB, Bytes, format_gib
 
 
+#: GPUs that vLLM has router kernels for.
+#: Source: vLLM 0.32 ``layers/fused_moe/router/gate_linear.py``, ``GateLinear``.
+_ROUTER_KERNELS = frozenset({(9, 0), (10, 0), (10, 1), (10, 3)})
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Deployment:
     """What an operator deploys.
@@ -146,11 +151,7 @@ class _Prediction:
             quantization=self.quantization,
             env=deployment.env,
         )
-        self.widths = Widths(
-            dtype=self.resolved.dtype,
-            quantization=self.quantization,
-            flashinfer=bool(deployment.flashinfer),
-        )
+        self.widths = self._widths()
         self.ranks = ranks(
             tensor_parallel=self.resolved.tensor_parallel_size,
             pipeline_parallel=self.resolved.pipeline_parallel_size,
@@ -179,6 +180,18 @@ class _Prediction:
             budget=_tightest(budgets, planner),
             plans=plans,
             bytes_per_token=None if planner is None else planner.bytes_per_token(),
+        )
+
+    def _widths(self) -> Widths:
+        """Source: vLLM 0.32 ``custom_op.py``: compiled models run without custom operations."""
+        deployment, gpu = self.deployment, self.deployment.gpu
+        compiled = self.model.compiled and not self.resolved.enforce_eager
+        capability = None if gpu is None else gpu.capability
+        return Widths(
+            dtype=self.resolved.dtype,
+            quantization=self.quantization,
+            flashinfer=bool(deployment.flashinfer) and not compiled,
+            router_kernels=capability is None or capability in _ROUTER_KERNELS,
         )
 
     def _stages(self) -> tuple[StageModel, ...]:

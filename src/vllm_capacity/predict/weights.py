@@ -1,7 +1,7 @@
 """The parameters and buffers of every rank, as vLLM constructs them."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 from vllm_capacity.predict.dtypes import element_bytes
@@ -16,6 +16,7 @@ from vllm_capacity.units import MIB, Bytes, round_up
 #: Source: vLLM 0.32 ``layers/attention/attention.py``, ``_init_kv_cache_quant``.
 _ATTENTION_SCALE_BYTES = 16
 _FLOAT32 = 4
+_INTEGER_PACKERS = frozenset({"auto_awq", "auto_gptq", "inc"})
 _LARGE_ALLOCATION = 10 * MIB
 _SEGMENT = 2 * MIB
 _SPLIT_ABOVE = 1 * MIB
@@ -28,11 +29,14 @@ class Widths:
     Attributes:
         dtype: the model's.
         flashinfer: whether FlashInfer is installed, for which some rotary tables are float32.
+        router_kernels: whether the GPU is one that vLLM has router kernels for, Hopper or
+            Blackwell for data centres.
     """
 
     dtype: str
     quantization: Quantization
     flashinfer: bool = False
+    router_kernels: bool = True
 
     @property
     def element_bytes(self) -> int:
@@ -106,10 +110,28 @@ def weights_bytes(stage: StageModel, rank: Rank, widths: Widths) -> Bytes:
     quantization, width = widths.quantization, widths.element_bytes
 
     def measure(module: Module) -> int:
+        if isinstance(module, Linear):
+            if module.fast_router and not widths.router_kernels:
+                # Source: vLLM 0.32 layers/fused_moe/router/gate_linear.py, GateLinear.
+                module = replace(module, element_bytes=_FLOAT32)
+            module = under_quantization(module, quantization)
         return module_bytes(module, width, quantization)
 
     size = stage.total(rank, measure, alike=quantization.treats_layers_alike)
     return Bytes(size + sum(_table_bytes(table, widths) for table in stage.rope_tables(rank)))
+
+
+def under_quantization(linear: Linear, quantization: Quantization) -> Linear:
+    """The layer as vLLM builds it under this quantisation, where that changes more than bytes.
+
+    Source: vLLM 0.32 ``layers/mamba/gdn/qwen_gdn_linear_attn.py``, ``maybe_disable_tp``, and
+    ``models/qwen3_next_mtp.py``, ``fc_quant``.
+    """
+    if linear.packed_output_sizes is not None and quantization.name in _INTEGER_PACKERS:
+        linear = replace(linear, output_sizes=linear.packed_output_sizes, split="none")
+    if quantization.name in linear.kept_from:
+        linear = replace(linear, quantizable=False)
+    return linear
 
 
 def _table_bytes(table: RopeTable, widths: Widths) -> int:
@@ -159,11 +181,14 @@ def module_bytes(module: Module, width: int, quantization: Quantization) -> int:
     if isinstance(module, Plain):
         return module.elements * (module.element_bytes or width)
     if isinstance(module, Linear):
+        if module.is_tied:
+            return module.bias_elements * width
         return quantization.linear_bytes(module, width)
     if isinstance(module, RoutedExperts):
         mapping = _FLOAT32 * module.expert_map_entries
         return mapping + quantization.experts_bytes(module, width)
-    return _ATTENTION_SCALE_BYTES + quantization.attention_bytes(width, module)
+    scales = quantization.attention_bytes(width, module) if module.scaled else 0
+    return _ATTENTION_SCALE_BYTES + scales
 
 
 def refusal(stage: StageModel, rank: Rank, quantization: Quantization) -> str | None:
@@ -184,7 +209,8 @@ def refusal(stage: StageModel, rank: Rank, quantization: Quantization) -> str | 
 def _quantization_refusal(
     modules: Iterable[Module], rank: Rank, quantization: Quantization
 ) -> str | None:
-    for module in modules:
+    for each in modules:
+        module = under_quantization(each, quantization) if isinstance(each, Linear) else each
         if isinstance(module, Linear | RoutedExperts):
             reason = quantization.refusal(module, tensor_parallel=rank.tp_size)
             if reason is not None:

@@ -28,6 +28,8 @@ class SelfAttention(Part):
         shares_cache: whether it reads another layer's keys and values and keeps none.
         query_gate: whether the query projection also makes an output gate of the same size.
         cached: False for an encoder's attention, which keeps nothing.
+        scaled: whether a quantisation adds scales of keys and values.
+        name: path inside the layer, empty where its modules stand in the layer itself.
         qkv_name, o_name, attn_name: vLLM's names of its modules.
         qkv_shards: the checkpoint's names of the query, key and value projection.
     """
@@ -48,6 +50,7 @@ class SelfAttention(Part):
     shares_cache: bool = False
     query_gate: bool = False
     cached: bool = True
+    scaled: bool = True
     quantizable: bool = True
     name: str = "self_attn"
     qkv_name: str = "qkv_proj"
@@ -62,7 +65,7 @@ class SelfAttention(Part):
 
     def modules(self, rank: Rank, path: str) -> Iterator[Module]:
         """Projections, norms, sinks, and the attention layer's own buffers."""
-        name = f"{path}.{self.name}"
+        name = self._path(path)
         heads = self.num_heads // rank.tp_size
         kv_heads = kv_heads_per_rank(self.num_kv_heads, rank.tp_size)
         query, key = heads * self.head_size, kv_heads * self.head_size
@@ -90,7 +93,9 @@ class SelfAttention(Part):
         if elements:
             yield Plain(name=f"{name}.vectors", elements=elements)
         if self.cached:
-            yield Attention(name=f"{name}.{self.attn_name}", num_kv_heads=kv_heads)
+            yield Attention(
+                name=f"{name}.{self.attn_name}", num_kv_heads=kv_heads, scaled=self.scaled
+            )
 
     def caches(self, rank: Rank, path: str) -> Iterator[NamedCache]:
         """Keys and values of the rank's heads."""
@@ -102,7 +107,7 @@ class SelfAttention(Part):
                 sliding_window=self.sliding_window,
                 attention_chunk_size=self.attention_chunk_size,
             )
-            yield NamedCache(f"{path}.{self.name}.{self.attn_name}", cache)
+            yield NamedCache(f"{self._path(path)}.{self.attn_name}", cache)
 
     def ropes(self) -> tuple[RopeTable, ...]:
         """Its table."""
@@ -129,3 +134,6 @@ class SelfAttention(Part):
                 f"{tp} do not divide one another"
             )
         return None
+
+    def _path(self, path: str) -> str:
+        return f"{path}.{self.name}".rstrip(".")

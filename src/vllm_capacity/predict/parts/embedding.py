@@ -50,27 +50,32 @@ class LogitsHead(Part):
     Attributes:
         tied: whether it holds no weights of its own.
         bias: whether logits have a bias.
+        quantizable: whether vLLM hands it the quantisation config.
     """
 
     vocab_size: int
     hidden_size: int
     tied: bool = False
     bias: bool = False
+    quantizable: bool = True
     name: str = "lm_head"
 
     def modules(self, rank: Rank, path: str) -> Iterator[Module]:
         """The rank's rows of the vocabulary."""
         rows = round_up(self.vocab_size, VOCAB_PADDING) // rank.tp_size
         name = f"{path}.{self.name}".lstrip(".")
-        yield Linear(
-            name=name,
-            shards=(name,),
-            input_size=self.hidden_size,
-            output_sizes=(rows,),
-            split="column",
-            is_head=True,
-            is_tied=self.tied,
-        )
+        if self.quantizable:
+            yield Linear(
+                name=name,
+                shards=(name,),
+                input_size=self.hidden_size,
+                output_sizes=(rows,),
+                split="column",
+                is_head=True,
+                is_tied=self.tied,
+            )
+        elif not self.tied:
+            yield Plain(name=name, elements=rows * self.hidden_size)
         if self.bias:
             yield Plain(name=f"{name}.bias", elements=rows)
 

@@ -24,6 +24,7 @@ class SparseMoe(Part):
         shared_gate: whether a scalar gate weighs the shared expert.
         correction_bias: whether a float32 bias per expert corrects the scores.
         float32_router: whether router weights are float32.
+        fast_router: whether router weights are float32 on GPUs without vLLM's router kernels.
         router_bias: whether the router has a bias.
         quantized_router: whether the router receives the quantisation config.
         gated: whether routed experts have a gate besides up and down.
@@ -32,6 +33,7 @@ class SparseMoe(Part):
         identity_experts: experts of the router that pass a token on and hold nothing.
         name: path inside the layer.
         router_name, experts_name: vLLM's names of its modules.
+        projections: the checkpoint's names of an expert's projections.
     """
 
     is_sparse: ClassVar[bool] = True
@@ -44,6 +46,7 @@ class SparseMoe(Part):
     shared_gate: bool = False
     correction_bias: bool = False
     float32_router: bool = False
+    fast_router: bool = False
     router_bias: bool = False
     quantized_router: bool = False
     gated: bool = True
@@ -53,6 +56,7 @@ class SparseMoe(Part):
     name: str = "mlp"
     router_name: str = "gate"
     experts_name: str = "experts"
+    projections: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
 
     def modules(self, rank: Rank, path: str) -> Iterator[Module]:
         """Router, shared expert and the rank's routed experts."""
@@ -65,6 +69,7 @@ class SparseMoe(Part):
             bias=self.router_bias,
             quantizable=self.quantized_router,
             element_bytes=_FLOAT32 if self.float32_router else None,
+            fast_router=self.fast_router,
         )
         if self.correction_bias:
             yield Plain(
@@ -85,6 +90,7 @@ class SparseMoe(Part):
             expert_map_entries=self.num_experts if rank.expert_parallel > 1 else 0,
             gated=self.gated,
             bias=self.expert_bias,
+            projections=self.projections,
         )
 
     def transient(self, rank: Rank) -> Transient:
