@@ -138,7 +138,7 @@ def test_heads_that_kv_heads_do_not_divide_are_a_fault() -> None:
         ({"architectures": ["MambaForCausalLM"]}, "MambaForCausalLM"),
         ({"architectures": ["LlamaForCausalLM", "Other"]}, "more than one architecture"),
         ({"vision_config": {"hidden_size": 1}}, "vision_config"),
-        ({"layer_types": ["sliding_attention"]}, "different attention kinds"),
+        ({"layer_types": ["linear_attention"] * 32}, "linear_attention"),
         ({"rope_scaling": {"rope_type": "su-nknown", "factor": 2.0}}, "su-nknown"),
         ({"hidden_act": "gelu"}, "only silu"),
         ({"head_dim": 100}, "heads of 100 elements"),

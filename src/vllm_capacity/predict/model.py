@@ -127,6 +127,8 @@ class Model:
         outside: embeddings, final norm, logits head, vision towers.
         length_factor: by how much rope scaling lengthens the configured positions.
         rope_type: of the text model; None where positions are not rotary.
+        max_positions: what the config class takes for ``max_position_embeddings`` where the file
+            does not say; None where it has no default.
         quantized: whether quantised weights are described exactly too.
         packed_experts: the same of experts packed in integers (AWQ, GPTQ, compressed-tensors).
         oldest_release: ``(major, minor)`` of the first release that builds it so, None for all.
@@ -141,6 +143,7 @@ class Model:
     outside: tuple[Outside, ...]
     length_factor: float = 1.0
     rope_type: str | None = None
+    max_positions: int | None = None
     quantized: bool = True
     packed_experts: bool = True
     oldest_release: tuple[int, int] | None = None

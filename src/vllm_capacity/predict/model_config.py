@@ -157,6 +157,7 @@ def _max_model_len(config: Fields, model: Model) -> tuple[Tokens, Tokens]:
     ``transformers_utils/model_arch_config_convertor.py``, ``derive_max_model_len_and_key``.
     """
     lengths = [config.integer(key, maximum=_MAX_TOKENS) for key in _POSITION_KEYS]
+    lengths[0] = lengths[0] or model.max_positions
     explicit = config.integer("model_max_length", maximum=_MAX_TOKENS)
     derived = explicit or min((length for length in lengths if length), default=1)
     derived = int(derived * model.length_factor)

@@ -28,6 +28,8 @@ class SelfAttention(Part):
         shares_cache: whether it reads another layer's keys and values and keeps none.
         query_gate: whether the query projection also makes an output gate of the same size.
         cached: False for an encoder's attention, which keeps nothing.
+        o_quantizable: whether vLLM hands the output projection the quantisation config too.
+        input_size: elements that queries, keys and values are made of, None for ``hidden_size``.
         qkv_name, o_name, attn_name: vLLM's names of its modules.
         qkv_shards: the checkpoint's names of the query, key and value projection.
     """
@@ -48,7 +50,9 @@ class SelfAttention(Part):
     shares_cache: bool = False
     query_gate: bool = False
     cached: bool = True
+    input_size: int | None = None
     quantizable: bool = True
+    o_quantizable: bool = True
     name: str = "self_attn"
     qkv_name: str = "qkv_proj"
     o_name: str = "o_proj"
@@ -69,7 +73,7 @@ class SelfAttention(Part):
         yield Linear(
             name=f"{name}.{self.qkv_name}",
             shards=tuple(f"{name}.{shard}" for shard in self.qkv_shards),
-            input_size=self.hidden_size,
+            input_size=self.input_size or self.hidden_size,
             output_sizes=(query * (1 + self.query_gate), key, kv_heads * self.value_size),
             split="column",
             bias=self.qkv_bias,
@@ -82,7 +86,7 @@ class SelfAttention(Part):
             output_sizes=(self.hidden_size,),
             split="row",
             bias=self.o_bias,
-            quantizable=self.quantizable,
+            quantizable=self.quantizable and self.o_quantizable,
         )
         whole = (self.num_heads + self.num_kv_heads) * self.head_size
         norms = {"none": 0, "head": 2 * self.head_size, "sharded": query + key, "whole": whole}
@@ -101,6 +105,7 @@ class SelfAttention(Part):
                 head_size_v=self.value_size,
                 sliding_window=self.sliding_window,
                 attention_chunk_size=self.attention_chunk_size,
+                has_sink=self.sinks,
             )
             yield NamedCache(f"{path}.{self.name}.{self.attn_name}", cache)
 
