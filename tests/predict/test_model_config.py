@@ -138,7 +138,7 @@ def test_heads_that_kv_heads_do_not_divide_are_a_fault() -> None:
         ({"architectures": ["NeverForCausalLM"]}, "NeverForCausalLM"),
         ({"architectures": ["LlamaForCausalLM", "Other"]}, "more than one architecture"),
         ({"vision_config": {"hidden_size": 1}}, "vision_config"),
-        ({"layer_types": ["sliding_attention"]}, "different attention kinds"),
+        ({"layer_types": ["linear_attention"] * 32}, "linear_attention"),
         ({"rope_scaling": {"rope_type": "su-nknown", "factor": 2.0}}, "su-nknown"),
         ({"hidden_act": "gelu"}, "only silu"),
         ({"quantization_config": {"quant_method": "bitsandbytes"}}, "bitsandbytes"),

@@ -112,7 +112,6 @@ def test_quantised_weights_and_expert_parallel_ranks_are_among_the_cases() -> No
         ("CohereForCausalLM", {"tie_word_embeddings": False}),
         ("CohereForCausalLM", {"attention_bias": True}),
         ("Ernie4_5_MoeForCausalLM", {"use_bias": True}),
-        ("Exaone4ForCausalLM", {"sliding_window": 4096, "layer_types": None}),
         ("GPT2LMHeadModel", {"add_cross_attention": True}),
         ("GPTNeoXForCausalLM", {"partial_rotary_factor": 0.5}),
         ("GemmaForCausalLM", {"use_bidirectional_attention": True}),

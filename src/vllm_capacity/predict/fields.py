@@ -27,8 +27,10 @@ class Fields:
         return self.values.get(key) is not None
 
     def fault(self, key: str, problem: str) -> None:
-        """Record that the value at ``key`` is wrong."""
-        self.faults.append(Fault(self.path + key, self.values.get(key), problem))
+        """Record, once however often it is read, that the value at ``key`` is wrong."""
+        fault = Fault(self.path + key, self.values.get(key), problem)
+        if fault not in self.faults:
+            self.faults.append(fault)
 
     def integer(self, key: str, *, minimum: int = 1, maximum: int = LARGEST_INTEGER) -> int | None:
         """The whole number at ``key``."""

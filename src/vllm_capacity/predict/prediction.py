@@ -51,7 +51,6 @@ from vllm_capacity.predict.weights import (
 )
 from vllm_capacity.units import GIB, Bytes, format_gib
 
-
 #: GPUs that vLLM has router kernels for.
 #: Source: vLLM 0.32 ``layers/fused_moe/router/gate_linear.py``, ``GateLinear``.
 _ROUTER_KERNELS = frozenset({(9, 0), (10, 0), (10, 1), (10, 3)})

@@ -29,7 +29,8 @@ class Rope:
 
     Attributes:
         rope_type: ``default``, ``llama3``, ``linear``, ``yarn``, ``longrope``, ``deepseek_yarn`` …
-        factor: scaling factor, 1.0 where the type has none.
+        factor: scaling factor, 1.0 where there is none; types that do not scale the table may
+            still have one, by which vLLM then lengthens ``max_model_len``.
         original_max_positions: positions that the model was first trained with.
         rotary_ratio: share of a head that is rotated.
         base: ``rope_theta``; embeddings that differ in it only have tables of their own.
@@ -64,8 +65,12 @@ class Rope:
         return self.max_positions * self.positions_factor
 
     def rotary_elements(self, head_dim: int) -> int:
-        """Elements of a head that are rotated."""
-        return int(head_dim * self.rotary_ratio)
+        """Elements of a head that have a column.
+
+        Source: vLLM 0.32 ``rotary_embedding/gemma4_rope.py``: a proportional one has columns for
+        all of them, and rotates the rest by nothing.
+        """
+        return head_dim if self.rope_type == "proportional" else int(head_dim * self.rotary_ratio)
 
     def table(self, head_dim: int) -> "RopeTable":
         """The table for heads of ``head_dim`` elements."""
@@ -143,7 +148,7 @@ def read_rope(
     _check(rope_type, values)
     return Rope(
         rope_type=rope_type,
-        factor=1.0 if rope_type in _UNSCALED or rope_type == "longrope" else factor,
+        factor=1.0 if rope_type == "longrope" else factor,
         original_max_positions=_original_positions(config, scaling, max_positions),
         max_positions=max_positions,
         rotary_ratio=_rotary_ratio(config, scaling, default_ratio),

@@ -1,9 +1,19 @@
 """Decoders that a row of traits describes: ``config.json`` → parts."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from vllm_capacity.predict.fields import Fields
-from vllm_capacity.predict.model import Layer, Model, Outside, Part, Stages
+from vllm_capacity.predict.model import Layer, Model, Outside, Stages
+from vllm_capacity.predict.models.assembly import (
+    FULL,
+    MAX_LAYERS,
+    MAX_TOKENS,
+    MAX_WIDTH,
+    SLIDING,
+    layer_types,
+    stack,
+)
 from vllm_capacity.predict.models.traits import Flag, MoeTraits, Traits
 from vllm_capacity.predict.parts import (
     LearnedPositions,
@@ -17,10 +27,9 @@ from vllm_capacity.predict.parts import (
 from vllm_capacity.predict.refusal import Refusal
 from vllm_capacity.predict.rope import Rope, read_rope
 
-MAX_LAYERS = 4096
-MAX_WIDTH = 1 << 24
-MAX_TOKENS = 1 << 32
 _FLOAT32 = 4
+#: Source: transformers 5 ``qwen2/configuration_qwen2.py``, ``max_window_layers``.
+_MAX_WINDOW_LAYERS = 28
 #: Keys by which vLLM 0.32 changes memory in ways that no row of traits covers.
 #: Source: vLLM 0.32 ``config/model.py``, ``transformers_utils/model_arch_config_convertor.py``.
 _UNCOVERED_KEYS = (
@@ -56,7 +65,7 @@ def build_decoder(
         source=traits.source,
         hidden_size=hidden_size,
         vocab_size=fields.required_integer("vocab_size", maximum=MAX_WIDTH),
-        layers=tuple(_layers(fields, traits, hidden_size, num_layers, attention, path)),
+        layers=_layers(fields, traits, hidden_size, num_layers, attention, path=path),
         outside=tuple(
             _outside(fields, traits, path=path, head_path=head_path, tied=tied, rope=rope)
         ),
@@ -166,8 +175,9 @@ def _layers(
     hidden_size: int,
     num_layers: int,
     attention: SelfAttention,
+    *,
     path: str,
-) -> Iterator[Layer]:
+) -> tuple[Layer, ...]:
     norms = Vectors(
         name="layernorms", elements=traits.norms * hidden_size + traits.activation_elements
     )
@@ -182,11 +192,13 @@ def _layers(
         bias=read_flag(config, traits.mlp_bias),
         divided=traits.family != "gpt_bigcode",
     )
-    dense_parts: tuple[Part, ...] = (attention, dense, norms)
-    sparse_parts = dense_parts if moe is None else (attention, moe, norms)
-    for index in range(min(num_layers, MAX_LAYERS)):
-        parts = sparse_parts if index in sparse else dense_parts
-        yield Layer(path=f"{path}.layers.{index}", parts=parts)
+    windows = _windows(config, traits, num_layers)
+    like = {size: replace(attention, sliding_window=size) for size in set(windows)}
+    parts = (
+        (like[size], dense if moe is None or index not in sparse else moe, norms)
+        for index, size in enumerate(windows)
+    )
+    return stack(path, parts)
 
 
 def _attention(
@@ -208,7 +220,6 @@ def _attention(
         qkv_bias=read_flag(config, traits.qkv_bias),
         o_bias=read_flag(config, traits.o_bias),
         qk_norm=traits.qk_norm if read_flag(config, traits.qk_norm_flag) else "none",
-        sliding_window=_sliding_window(config, traits),
         rope=None if rope is None or not traits.rotary_table else rope.table(head_size),
     )
     return attention, rope
@@ -238,22 +249,50 @@ def _head_dim(config: Fields, traits: Traits, hidden_size: int) -> int:
     return head_dim or max(1, quotient)
 
 
-def _sliding_window(config: Fields, traits: Traits) -> int | None:
-    """The window that every layer has.
+def _windows(config: Fields, traits: Traits, num_layers: int) -> tuple[int | None, ...]:
+    """The window of every layer.
 
     Source: vLLM 0.32 ``engine/arg_utils.py``, ``create_engine_config``: a model whose layers
     are all alike takes ``sliding_window`` for each of them.
     """
-    kinds = set(config.texts("layer_types") or ())
+    window = config.integer("sliding_window", minimum=0, maximum=MAX_TOKENS) or None
     switch = traits.sliding_window_switch
-    window = config.integer("sliding_window", minimum=0, maximum=MAX_TOKENS)
-    if switch is not None and config.boolean(switch):
-        raise Refusal(f"{switch} true mixes sliding and full layers, which is not covered yet")
-    if kinds - {"full_attention"} or (kinds and window and switch is None):
-        raise Refusal("layers of different attention kinds are not covered yet")
-    if traits.sliding_window_default and "sliding_window" not in config.values:
+    if switch is not None:
+        given = window if "sliding_window" in config.values else traits.switched_window
+        window = given if config.boolean(switch) else None
+    elif traits.sliding_window_default and "sliding_window" not in config.values:
         config.fault("sliding_window", "is missing; add null for full attention or the window")
-    return None if switch is not None or not window else window
+    kinds = layer_types(config, (), known=(FULL, SLIDING)) if config.has("layer_types") else ()
+    kinds = kinds or _window_pattern(config, traits, num_layers, window)
+    if len(set(kinds)) > 1 and not traits.mixed_layers:
+        last = config.integer("max_window_layers", minimum=0) or _MAX_WINDOW_LAYERS
+        if last != num_layers:
+            raise Refusal(
+                f"vLLM refuses to start: {traits.source} has no window for some layers only"
+            )
+    if traits.layer_windows:
+        return tuple(window if kind == SLIDING else None for kind in kinds)
+    return (None if FULL in kinds else window,) * num_layers
+
+
+def _window_pattern(
+    config: Fields, traits: Traits, num_layers: int, window: int | None
+) -> tuple[str, ...]:
+    """The kinds of layers that the config class makes up.
+
+    Source: transformers 5 ``qwen2/configuration_qwen2.py`` and
+    ``qwen2_moe/configuration_qwen2_moe.py``, ``__post_init__``.
+    """
+    if window is None:
+        return (FULL,) * num_layers
+    last = config.integer("max_window_layers", minimum=0, maximum=MAX_LAYERS)
+    last = _MAX_WINDOW_LAYERS if last is None else last
+    sliding = {
+        "all": range(num_layers),
+        "last": range(last, num_layers),
+        "odd": range(0, min(last, num_layers), 2),
+    }[traits.window_pattern]
+    return tuple(SLIDING if index in sliding else FULL for index in range(num_layers))
 
 
 def _dense_width(config: Fields, traits: Traits, hidden_size: int) -> int:

@@ -14,9 +14,11 @@ _LLAMA = Traits(
     o_bias=Flag(keys=("attention_bias", "bias")),
     mlp_bias=Flag(keys=("mlp_bias",)),
     kv_heads_default=True,
+    layer_windows=True,
 )
 _MISTRAL = Traits(
     source="mistral.py",
+    layer_windows=True,
     qkv_bias=_LLAMA.qkv_bias,
     o_bias=_LLAMA.o_bias,
     mlp_bias=_LLAMA.mlp_bias,
@@ -27,6 +29,9 @@ _QWEN2 = Traits(
     qkv_bias=ALWAYS,
     head_dim_from_config=False,
     sliding_window_switch="use_sliding_window",
+    switched_window=4096,
+    window_pattern="last",
+    mixed_layers=False,
 )
 
 #: Classes that vLLM 0.32 builds from transformers' own code (``models/registry.py``,
@@ -38,6 +43,7 @@ _TRANSFORMERS = Traits(
     rotary_table=False,
     partial_rotary=False,
     quantized=False,
+    layer_windows=True,
 )
 #: Built by the Llama class from a config class that comes with the checkpoint.
 _LLAMA_ELSEWHERE = replace(_LLAMA, kv_heads_default=False, tied_default=None)
@@ -56,6 +62,7 @@ TRAITS = {
         o_bias=_LLAMA.o_bias,
         mlp_bias=_LLAMA.mlp_bias,
         kv_heads_default=True,
+        layer_windows=True,
     ),
     "Qwen2ForCausalLM": _QWEN2,
     "MiMoForCausalLM": _QWEN2,
@@ -65,12 +72,16 @@ TRAITS = {
         qk_norm="head",
         head_dim_default=128,
         sliding_window_switch="use_sliding_window",
+        switched_window=4096,
+        window_pattern="last",
+        mixed_layers=False,
     ),
     "Qwen3MoeForCausalLM": Traits(
         source="qwen3_moe.py",
         qkv_bias=Flag(keys=("attention_bias",)),
         qk_norm="head",
         sliding_window_switch="use_sliding_window",
+        switched_window=4096,
         complete_stages=True,
         moe=MoeTraits(
             packed_experts=True,
@@ -98,6 +109,7 @@ TRAITS = {
         qk_norm="head",
         qk_norm_flag=Flag(keys=("use_qk_norm",)),
         rotary_ratio=0.5,
+        expects={"tie_word_embeddings": False},
         moe=MoeTraits(
             packed_experts=True,
             experts_key="n_routed_experts",
@@ -149,7 +161,7 @@ TRAITS = {
     "IQuestCoderForCausalLM": _LLAMA_ELSEWHERE,
     "TeleChat3ForCausalLM": _LLAMA_ELSEWHERE,
     "TeleFLMForCausalLM": replace(_LLAMA_ELSEWHERE, source="teleflm.py"),
-    "Ministral3ForCausalLM": _MISTRAL,
+    "Ministral3ForCausalLM": replace(_MISTRAL, head_dim_default=128, sliding_window_default=False),
     "GemmaForCausalLM": Traits(
         source="gemma.py",
         head_dim_default=256,
@@ -164,6 +176,8 @@ TRAITS = {
         qkv_bias=ALWAYS,
         head_dim_from_config=False,
         sliding_window_switch="use_sliding_window",
+        switched_window=4096,
+        window_pattern="odd",
         complete_stages=True,
         moe=MoeTraits(
             experts_key="num_experts",
@@ -267,6 +281,7 @@ TRAITS = {
     ),
     "ApertusForCausalLM": Traits(
         source="apertus.py",
+        layer_windows=True,
         qkv_bias=_LLAMA.qkv_bias,
         o_bias=_LLAMA.o_bias,
         mlp_bias=_LLAMA.mlp_bias,
@@ -275,15 +290,6 @@ TRAITS = {
         silu_only=False,
         gated_mlp=False,
         activation_elements=4,
-    ),
-    "Exaone4ForCausalLM": Traits(
-        source="exaone4.py",
-        qkv_bias=Flag(keys=("attention_bias", "bias")),
-        o_bias=Flag(keys=("attention_bias", "bias")),
-        mlp_bias=Flag(keys=("mlp_bias",)),
-        qk_norm="head",
-        sliding_window_default=True,
-        expects={"sliding_window": 0},
     ),
     "Glm4ForCausalLM": Traits(
         source="glm4.py",
@@ -467,6 +473,15 @@ TRAITS = {
             "head_dim": None,
             **_AS_MANY_KV_HEADS,
         },
+    ),
+    "Jais2ForCausalLM": replace(
+        _TRANSFORMERS,
+        qkv_bias=_ATTENTION_BIAS_BY_DEFAULT,
+        o_bias=_ATTENTION_BIAS_BY_DEFAULT,
+        mlp_bias=Flag(default=True, override="mlp_bias"),
+        gated_mlp=False,
+        norms=4,
+        final_norms=2,
     ),
     "GlmForCausalLM": replace(
         _TRANSFORMERS,

@@ -80,6 +80,12 @@ class Traits:
         rotary_dim_key: config key with the rotated elements per head.
         sliding_window_switch: config key that must be true for ``sliding_window`` to count.
         sliding_window_default: whether the config class has a window of its own where absent.
+        switched_window: the config class's own window where that switch is on; None without one.
+        window_pattern: layers that have the window where config.json has no ``layer_types``:
+            ``all``; ``last``, those from ``max_window_layers`` on; ``odd``, every other one.
+        layer_windows: whether the class gives each layer the window that ``layer_types`` says;
+            others know one window for all layers or none.
+        mixed_layers: whether the class starts where ``layer_types`` differ.
         aliases: config keys that stand for the usual ones.
         silu_only: whether vLLM refuses any other ``hidden_act``.
         gated_mlp: whether the MLP has a gate besides up and down.
@@ -117,6 +123,10 @@ class Traits:
     rotary_dim_key: str | None = None
     sliding_window_switch: str | None = None
     sliding_window_default: bool = False
+    switched_window: int | None = None
+    window_pattern: str = "all"
+    layer_windows: bool = False
+    mixed_layers: bool = True
     moe: MoeTraits | None = None
     aliases: dict[str, str] = field(default_factory=dict)
     silu_only: bool = True

@@ -30,6 +30,8 @@ class SelfAttention(Part):
         cached: False for an encoder's attention, which keeps nothing.
         scaled: whether a quantisation adds scales of keys and values.
         name: path inside the layer, empty where its modules stand in the layer itself.
+        o_quantizable: whether vLLM hands the output projection the quantisation config too.
+        input_size: elements that queries, keys and values are made of, None for ``hidden_size``.
         qkv_name, o_name, attn_name: vLLM's names of its modules.
         qkv_shards: the checkpoint's names of the query, key and value projection.
     """
@@ -51,7 +53,9 @@ class SelfAttention(Part):
     query_gate: bool = False
     cached: bool = True
     scaled: bool = True
+    input_size: int | None = None
     quantizable: bool = True
+    o_quantizable: bool = True
     name: str = "self_attn"
     qkv_name: str = "qkv_proj"
     o_name: str = "o_proj"
@@ -72,7 +76,7 @@ class SelfAttention(Part):
         yield Linear(
             name=f"{name}.{self.qkv_name}",
             shards=tuple(f"{name}.{shard}" for shard in self.qkv_shards),
-            input_size=self.hidden_size,
+            input_size=self.input_size or self.hidden_size,
             output_sizes=(query * (1 + self.query_gate), key, kv_heads * self.value_size),
             split="column",
             bias=self.qkv_bias,
@@ -85,7 +89,7 @@ class SelfAttention(Part):
             output_sizes=(self.hidden_size,),
             split="row",
             bias=self.o_bias,
-            quantizable=self.quantizable,
+            quantizable=self.quantizable and self.o_quantizable,
         )
         whole = (self.num_heads + self.num_kv_heads) * self.head_size
         norms = {"none": 0, "head": 2 * self.head_size, "sharded": query + key, "whole": whole}
@@ -106,6 +110,7 @@ class SelfAttention(Part):
                 head_size_v=self.value_size,
                 sliding_window=self.sliding_window,
                 attention_chunk_size=self.attention_chunk_size,
+                has_sink=self.sinks,
             )
             yield NamedCache(f"{self._path(path)}.{self.attn_name}", cache)
 
