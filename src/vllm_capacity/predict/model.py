@@ -7,10 +7,10 @@ Builders in ``models/`` put parts together from ``config.json``; nothing here kn
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vllm_capacity.predict.layer_cache import LayerCache
 from vllm_capacity.predict.modules import Module
@@ -149,6 +149,8 @@ class Model:
         mixed_heads: whether vLLM takes one attention kernel for heads of different sizes.
         mm_prefix: whether the tokens of an image attend to all of it.
         soft_cap: whether attention logits are capped.
+        text_values: the text model's configuration with its class's defaults, where a wrapper
+            fills them in; None where config.json alone says it.
         compiled: whether vLLM compiles it unless told otherwise; if not, its custom operations
             (FlashInfer's rotation among them) run.
     """
@@ -172,6 +174,7 @@ class Model:
     mixed_heads: bool = False
     mm_prefix: bool = False
     soft_cap: bool = False
+    text_values: Mapping[str, Any] | None = None
     compiled: bool = True
 
     @property

@@ -42,6 +42,7 @@ class ModelConfig:
         quantization_config: as published, hf_quant_config.json folded in; None without one.
         default_max_model_len: longest request without ``--max-model-len``.
         longest_max_model_len: what ``--max-model-len`` may ask for at most.
+        text: the configuration of the text model, wherever the file keeps it.
         model: the parts that vLLM builds; None where ``unsupported`` says why.
         unsupported: one sentence, None where the model is described exactly.
     """
@@ -52,6 +53,7 @@ class ModelConfig:
     quantization_config: Mapping[str, Any] | None
     default_max_model_len: Tokens | None
     longest_max_model_len: Tokens | None
+    text: Mapping[str, Any]
     model: Model | None
     unsupported: str | None
 
@@ -95,6 +97,7 @@ def _read(config: Fields, hf_quant_config: Mapping[str, Any] | None) -> ModelCon
         quantization_config=_quantization_config(config, hf_quant_config),
         default_max_model_len=None,
         longest_max_model_len=None,
+        text=text_config(config).values,
         model=None,
         unsupported=None,
     )

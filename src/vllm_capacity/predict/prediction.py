@@ -22,6 +22,7 @@ from vllm_capacity.predict.checkpoint_quantization import read_quantization
 from vllm_capacity.predict.deployed_cache import Surroundings, deployed_planner
 from vllm_capacity.predict.dtypes import element_bytes
 from vllm_capacity.predict.engine_args import EngineArgs
+from vllm_capacity.predict.fields import Fields
 from vllm_capacity.predict.gpu import Gpu
 from vllm_capacity.predict.kv_cache_plan import KVCachePlan, Planner
 from vllm_capacity.predict.lora import lora_bytes, lora_slots
@@ -36,7 +37,9 @@ from vllm_capacity.predict.memory_budget import (
 )
 from vllm_capacity.predict.model import Model
 from vllm_capacity.predict.model_config import ModelConfig
+from vllm_capacity.predict.models.drafts import Target, beside_draft, build_draft
 from vllm_capacity.predict.parallel import Rank, ranks, stage_layers
+from vllm_capacity.predict.parts import LogitsHead, TokenEmbedding
 from vllm_capacity.predict.quantization import Quantization, Unquantized
 from vllm_capacity.predict.refusal import Refusal
 from vllm_capacity.predict.resolved import ResolvedArgs, resolve
@@ -135,8 +138,6 @@ class _Prediction:
             names = ", ".join(args.not_covered)
             raise Refusal(f"the effect of these arguments is not described exactly yet: {names}")
         self.speculative = read_speculative(args.speculative_config)
-        if self.speculative is not None and self.speculative.has_model:
-            raise Refusal("a draft model is not described exactly yet")
         self.deployment = deployment
         self.model = described.model
         self.version = deployment.vllm_version or NEWEST_KNOWN
@@ -150,6 +151,9 @@ class _Prediction:
             quantization=self.quantization,
             env=deployment.env,
         )
+        self.draft = self._draft()
+        if self.speculative is not None:
+            self.model = beside_draft(self.model, self.speculative.method)
         self.widths = self._widths()
         self.ranks = ranks(
             tensor_parallel=self.resolved.tensor_parallel_size,
@@ -180,6 +184,28 @@ class _Prediction:
             plans=plans,
             bytes_per_token=None if planner is None else planner.bytes_per_token(),
         )
+
+    def _draft(self) -> Model | None:
+        speculative, described = self.speculative, self.deployment.model
+        if speculative is None:
+            return None
+        faults: list[Fault] = []
+        config = speculative.draft_config
+        draft = build_draft(
+            speculative.method,
+            Target(
+                architecture=described.architecture,
+                config=Fields(self.model.text_values or described.text, faults=faults),
+                model=self.model,
+                max_model_len=self.resolved.max_model_len,
+            ),
+            None if config is None else Fields(config, faults=faults),
+            num_speculative_tokens=speculative.num_speculative_tokens,
+        )
+        if faults:
+            fault = faults[0]
+            raise Refusal(f"speculative_config: {fault.key} {fault.problem}")
+        return draft
 
     def _widths(self) -> Widths:
         """Source: vLLM 0.32 ``custom_op.py``: compiled models run without custom operations."""
@@ -246,7 +272,7 @@ class _Prediction:
         return deployed_planner(
             self.model,
             stages,
-            draft=(),
+            draft=() if self.draft is None else tuple(self._draft_stage().caches(self.ranks[-1])),
             args=self.deployment.engine_args,
             resolved=self.resolved,
             speculative=self.speculative,
@@ -296,7 +322,33 @@ class _Prediction:
         args = self.deployment.engine_args
         lora = lora_bytes(lora_slots(args), stage, rank, self.widths.element_bytes)
         offloaded = _offloaded(args.cpu_offload_gb, weights)
-        return tuple(each for each in (lora, offloaded) if each is not NOTHING)
+        draft = self._draft_weights(rank)
+        return tuple(each for each in (draft, lora, offloaded) if each is not NOTHING)
+
+    def _draft_stage(self) -> StageModel:
+        draft = self.draft
+        if draft is None:
+            raise Refusal("no model drafts")
+        return StageModel(model=draft, layers=draft.layers)
+
+    def _draft_weights(self, rank: Rank) -> Estimate:
+        """A draft model without the embedding and head that it shares with its target.
+
+        Source: vLLM 0.32 ``v1/spec_decode/eagle.py``: they are shared after loading where the
+        checkpoint has no other ones for the draft, hence the upper bound.
+        """
+        if self.draft is None or not rank.is_last_stage:
+            return NOTHING
+        whole = self._draft_stage()
+        own = tuple(
+            each
+            for each in whole.model.outside
+            if not isinstance(each.part, TokenEmbedding | LogitsHead)
+        )
+        alone = StageModel(model=replace(whole.model, outside=own), layers=whole.layers)
+        size = weights_bytes(alone, rank, self.widths)
+        most = weights_bytes(whole, rank, self.widths)
+        return Estimate(bytes=size, low=size, high=most, origin="the draft model")
 
     def _budgets(self, weights: Sequence[Bytes]) -> list[MemoryBudget] | None:
         gpu, resolved = self.deployment.gpu, self.resolved

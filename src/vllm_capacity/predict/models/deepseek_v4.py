@@ -5,8 +5,8 @@ from dataclasses import replace
 
 from vllm_capacity.predict.fields import Fields
 from vllm_capacity.predict.model import Model, Outside, Part, Stages
+from vllm_capacity.predict.models.assembly import MAX_LAYERS, MAX_TOKENS, MAX_WIDTH
 from vllm_capacity.predict.models.builder import Builder
-from vllm_capacity.predict.models.decoder import MAX_LAYERS, MAX_TOKENS, MAX_WIDTH
 from vllm_capacity.predict.models.latent_reading import (
     assemble,
     check_silu,

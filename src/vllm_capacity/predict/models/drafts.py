@@ -14,6 +14,7 @@ from typing import Any
 
 from vllm_capacity.predict.fields import Fields
 from vllm_capacity.predict.model import Layer, Model, Outside, Part, Stages
+from vllm_capacity.predict.models import latent_drafts, state_space_drafts
 from vllm_capacity.predict.models.assembly import (
     FULL,
     MAX_LAYERS,
@@ -269,8 +270,16 @@ _BLOCK_WITH_HEAD = Predictor(source="deepseek_mtp.py", block=_last_block, layer_
 _MIMO_V2 = Predictor(
     source="mimo_v2_mtp.py", block=_mimo_v2_block, count_always=1, path="model.mtp.layers"
 )
+
+
+def _of_config(build: Callable[[Fields], Model]) -> Callable[[Target], Model]:
+    return lambda target: build(target.config)
+
+
 #: By the target's class.
 PREDICTORS: dict[str, Callable[[Target], Model]] = {
+    **{name: _of_config(build) for name, build in latent_drafts.PREDICTORS.items()},
+    **{name: _of_config(build) for name, build in state_space_drafts.DRAFTS.items()},
     "MiMoForCausalLM": Predictor(source="mimo_mtp.py", block=_last_block, joins="input_proj"),
     "MiMoV2FlashForCausalLM": _MIMO_V2,
     "MiMoV2ForCausalLM": _MIMO_V2,

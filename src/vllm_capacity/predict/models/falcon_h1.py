@@ -4,8 +4,8 @@ from dataclasses import replace
 
 from vllm_capacity.predict.fields import Fields
 from vllm_capacity.predict.model import Layer, Model, Part, Stages
+from vllm_capacity.predict.models.assembly import MAX_WIDTH
 from vllm_capacity.predict.models.builder import Builder
-from vllm_capacity.predict.models.decoder import MAX_WIDTH
 from vllm_capacity.predict.models.hybrid import HybridFields, Shell, norms
 from vllm_capacity.predict.parts import Mlp
 from vllm_capacity.predict.parts.mamba import Mamba2Mixer

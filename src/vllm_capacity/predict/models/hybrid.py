@@ -6,7 +6,7 @@ from typing import Any
 
 from vllm_capacity.predict.fields import Fields
 from vllm_capacity.predict.model import Outside, Part, Stages
-from vllm_capacity.predict.models.decoder import MAX_LAYERS, MAX_TOKENS, MAX_WIDTH
+from vllm_capacity.predict.models.assembly import MAX_LAYERS, MAX_TOKENS, MAX_WIDTH
 from vllm_capacity.predict.parts import LogitsHead, SelfAttention, TokenEmbedding, Vectors
 from vllm_capacity.predict.refusal import Refusal
 from vllm_capacity.predict.rope import Rope, read_rope

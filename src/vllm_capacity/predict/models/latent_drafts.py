@@ -10,8 +10,8 @@ from dataclasses import replace
 
 from vllm_capacity.predict.fields import Fields
 from vllm_capacity.predict.model import Layer, Model, Outside, Part, Stages
+from vllm_capacity.predict.models.assembly import MAX_LAYERS
 from vllm_capacity.predict.models.builder import Builder
-from vllm_capacity.predict.models.decoder import MAX_LAYERS
 from vllm_capacity.predict.models.deepseek_v4 import build_deepseek_v4, head_elements
 from vllm_capacity.predict.models.latent import BUILDERS
 from vllm_capacity.predict.models.latent_others import (

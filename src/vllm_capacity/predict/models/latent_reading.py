@@ -6,7 +6,7 @@ from typing import Any
 
 from vllm_capacity.predict.fields import Fields
 from vllm_capacity.predict.model import Layer, Model, Outside, Part, Stages
-from vllm_capacity.predict.models.decoder import MAX_LAYERS, MAX_TOKENS, MAX_WIDTH
+from vllm_capacity.predict.models.assembly import MAX_LAYERS, MAX_TOKENS, MAX_WIDTH
 from vllm_capacity.predict.parts import LogitsHead, Mlp, SparseMoe, TokenEmbedding, Vectors
 from vllm_capacity.predict.parts.latent_attention import LatentAttention
 from vllm_capacity.predict.refusal import Refusal

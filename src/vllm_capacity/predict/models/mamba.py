@@ -2,8 +2,8 @@
 
 from vllm_capacity.predict.fields import Fields
 from vllm_capacity.predict.model import Layer, Model, Part
+from vllm_capacity.predict.models.assembly import MAX_WIDTH
 from vllm_capacity.predict.models.builder import Builder
-from vllm_capacity.predict.models.decoder import MAX_WIDTH
 from vllm_capacity.predict.models.hybrid import HybridFields, Shell, norms
 from vllm_capacity.predict.parts.mamba import Mamba2Mixer, MambaMixer
 from vllm_capacity.units import ceil_div

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 from vllm_capacity.predict.fields import Fields
 from vllm_capacity.predict.model import Layer, Model, Part, Stages
+from vllm_capacity.predict.models.assembly import MAX_LAYERS
 from vllm_capacity.predict.models.builder import Builder
-from vllm_capacity.predict.models.decoder import MAX_LAYERS
 from vllm_capacity.predict.models.hybrid import FULL, LINEAR, HybridFields, Shell, norms
 from vllm_capacity.predict.parts import Mlp, SelfAttention, SparseMoe, Vectors
 from vllm_capacity.predict.parts.delta_net import GatedDeltaNet

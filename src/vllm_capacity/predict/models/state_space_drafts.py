@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from vllm_capacity.predict.fields import Fields
 from vllm_capacity.predict.model import Layer, Model, Outside, Part, Stages
-from vllm_capacity.predict.models.decoder import MAX_LAYERS
+from vllm_capacity.predict.models.assembly import MAX_LAYERS
 from vllm_capacity.predict.models.hybrid import FULL, MOE, HybridFields, norms
 from vllm_capacity.predict.models.nemotron_h import (
     nemotron_fields,
