@@ -1,11 +1,11 @@
 """Reads which quantisation a checkpoint declares, or the operator asks for."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from vllm_capacity.predict.compressed_tensors import read_compressed_tensors
 from vllm_capacity.predict.compressed_tensors_schemes import MXFP4_EXPERTS
+from vllm_capacity.predict.deepseek_v4_quantization import read_deepseek_v4
 from vllm_capacity.predict.fields import Fields
 from vllm_capacity.predict.float_schemes import AtLoad, Float8, Microscaled
 from vllm_capacity.predict.gptq_quantization import (
@@ -86,7 +86,7 @@ def read_quantization(
         all_expert_scales=blackwell,
         experts_only=argument == "moe_wna16",
         allow_deprecated=allow_deprecated,
-        expert_dtype=expert_dtype or "fp4",
+        expert_dtype=expert_dtype,
     )
 
 
@@ -130,11 +130,13 @@ def _checkpoint(
     all_expert_scales: bool,
     experts_only: bool,
     allow_deprecated: bool,
-    expert_dtype: str,
+    expert_dtype: str | None,
 ) -> _Read:
     readers: dict[str, Callable[[], _Read]] = {
         "fp8": lambda: _fp8(config, renaming),
-        "deepseek_v4_fp8": lambda: _deepseek(config, renaming, expert_dtype),
+        "deepseek_v4_fp8": lambda: _deepseek(
+            config, renaming, expert_dtype=expert_dtype, all_expert_scales=all_expert_scales
+        ),
         "fbgemm_fp8": lambda: _fbgemm(config, renaming, allowed=allow_deprecated),
         "awq": lambda: _awq(config, renaming, experts_only=experts_only),
         "gptq": lambda: _gptq(config, renaming, experts_only=experts_only),
@@ -191,19 +193,18 @@ def _fp8(config: Fields, renaming: Renaming) -> tuple[ListedQuantization | None,
     ), None
 
 
-def _deepseek(config: Fields, renaming: Renaming, expert_dtype: str) -> _Read:
-    """8-bit blocks, with scales of one byte where the experts have 4 bits.
-
-    Source: vLLM 0.32 ``models/deepseek_v4/quant_config.py``, ``DeepseekV4FP8Config``.
-    """
-    quantization, reason = _fp8(config, renaming)
-    if quantization is None or config.has("moe_quant_algo") or expert_dtype not in {"fp4", "fp8"}:
-        return None, reason or "these experts of DeepSeek-V4 are not described exactly"
-    quantization = replace(quantization, name="deepseek_v4_fp8")
-    if expert_dtype == "fp4" and isinstance(quantization.linear, Float8):
-        linear = replace(quantization.linear, scale_bytes=1)
-        quantization = replace(quantization, linear=linear, experts=MXFP4_EXPERTS)
-    return quantization, None
+def _deepseek(
+    config: Fields, renaming: Renaming, *, expert_dtype: str | None, all_expert_scales: bool
+) -> _Read:
+    blocks, reason = _fp8(config, renaming)
+    if blocks is None:
+        return None, reason
+    return read_deepseek_v4(
+        config,
+        expert_dtype=expert_dtype,
+        ignored=blocks.ignored,
+        all_expert_scales=all_expert_scales,
+    )
 
 
 def _fbgemm(config: Fields, renaming: Renaming, *, allowed: bool) -> _Read:

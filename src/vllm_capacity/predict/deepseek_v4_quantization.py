@@ -1,25 +1,14 @@
 """How vLLM reads DeepSeek-V4's checkpoints: blocks of 8-bit floats, experts in 4 or 8 bits."""
 
-from dataclasses import dataclass
+from dataclasses import replace
 
 from vllm_capacity.predict.compressed_tensors_schemes import MXFP4_EXPERTS
 from vllm_capacity.predict.fields import Fields
 from vllm_capacity.predict.float_schemes import Float8, NvFloat4
 from vllm_capacity.predict.listed_quantization import ListedQuantization
-from vllm_capacity.predict.modules import Linear
 from vllm_capacity.predict.quantization import FOUR_SCALES, Quantization, Scheme
 
 _NAME = "deepseek_v4_fp8"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _ByteScaled(Float8):
-    """8-bit floats in blocks whose scales are powers of two, of one byte each."""
-
-    def linear_bytes(self, linear: Linear, element_bytes: int) -> int:
-        """One byte a weight and one a scale."""
-        del element_bytes
-        return linear.elements + self._linear_scales(linear)
 
 
 def read_deepseek_v4(
@@ -52,7 +41,8 @@ def read_deepseek_v4(
     linear: Scheme = wide
     experts: Scheme = wide
     if experts_in == "fp4":
-        linear = _ByteScaled(scale="block", block=size)
+        # Powers of two, of one byte each.
+        linear = replace(wide, scale_bytes=1)
         algorithm = (config.text("moe_quant_algo") or "").upper()
         experts = MXFP4_EXPERTS
         if algorithm == "NVFP4":

@@ -38,6 +38,7 @@ from vllm_capacity.predict.memory_budget import (
 from vllm_capacity.predict.model import Model
 from vllm_capacity.predict.model_config import ModelConfig
 from vllm_capacity.predict.models.drafts import Target, beside_draft, build_draft
+from vllm_capacity.predict.models.renamings import RENAMINGS
 from vllm_capacity.predict.parallel import Rank, ranks, stage_layers
 from vllm_capacity.predict.parts import LogitsHead, TokenEmbedding
 from vllm_capacity.predict.quantization import Quantization, Unquantized
@@ -455,6 +456,8 @@ def _quantization(described: ModelConfig, model: Model, deployment: Deployment) 
         described.quantization_config,
         argument=deployment.engine_args.quantization,
         model_type=described.model_type,
+        expert_dtype=_text_or_none(described.text.get("expert_dtype")),
+        renaming=RENAMINGS.get(described.architecture),
         capability=None if deployment.gpu is None else deployment.gpu.capability,
         flashinfer=deployment.flashinfer is not False,
     )
@@ -463,6 +466,10 @@ def _quantization(described: ModelConfig, model: Model, deployment: Deployment) 
     if model.quantized or isinstance(quantization, Unquantized):
         return quantization
     raise Refusal(f"quantised weights of {model.source} are not described exactly yet")
+
+
+def _text_or_none(value: object) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _check_release(model: Model, version: VllmVersion) -> None:

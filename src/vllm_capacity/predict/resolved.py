@@ -15,6 +15,7 @@ from vllm_capacity.predict.speculative import read_speculative
 from vllm_capacity.predict.vllm_version import VllmVersion
 from vllm_capacity.units import GIB, Tokens
 
+_UNCOVERED_VARIABLES = ("VLLM_MLA_DISABLE", "VLLM_DCP_Q_REPLICATE", "VLLM_REPLICATE_EMBED")
 _BFLOAT16_CAPABILITY = (8, 0)
 _OTHER_VENDORS = re.compile(r"\b(amd|radeon|instinct|mi\d{2,3}x?|intel|gaudi|tpu)\b", re.IGNORECASE)
 
@@ -108,6 +109,9 @@ def _built(model: ModelConfig) -> Model:
 def _check_surroundings(gpu: Gpu | None, env: Mapping[str, str]) -> None:
     if gpu is not None and _OTHER_VENDORS.search(gpu.name):
         raise Refusal(f"only NVIDIA GPUs are described, not {gpu.name}")
+    for variable in _UNCOVERED_VARIABLES:
+        if env.get(variable, "0") not in {"", "0"}:
+            raise Refusal(f"{variable} changes memory in a way that is not covered")
     if env.get("VLLM_USE_V1") == "0":
         raise Refusal("the V0 engine (VLLM_USE_V1=0) is not described")
 
