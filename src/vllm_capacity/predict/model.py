@@ -7,10 +7,10 @@ Builders in ``models/`` put parts together from ``config.json``; nothing here kn
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vllm_capacity.predict.layer_cache import LayerCache
 from vllm_capacity.predict.modules import Module
@@ -31,6 +31,23 @@ class Transient(NamedTuple):
     phase: str
     elements: int
     workspace_elements: int = 0
+
+
+class Renames(NamedTuple):
+    """How a class renames the checkpoint's modules; quantisation configs are renamed too.
+
+    Old and new text of each, applied in this order; None drops the name.
+
+    Source: vLLM 0.32 ``models/utils.py``, ``WeightsMapper``; ``model_loader/utils.py``,
+    ``configure_quant_config``.
+    """
+
+    substrings: tuple[tuple[str, str | None], ...] = ()
+    prefixes: tuple[tuple[str, str | None], ...] = ()
+    suffixes: tuple[tuple[str, str | None], ...] = ()
+
+
+NO_RENAMES = Renames()
 
 
 class NamedCache(NamedTuple):
@@ -89,11 +106,14 @@ class Outside:
 
     Attributes:
         path: module path of what it stands in.
+        modalities: what a tower encodes; vLLM leaves it out where ``--limit-mm-per-prompt``
+            allows none of them. Empty for what is always built.
     """
 
     part: Part
     stages: Stages
     path: str = ""
+    modalities: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,6 +152,14 @@ class Model:
         oldest_release: ``(major, minor)`` of the first release that builds it so, None for all.
         stages_refusal: why vLLM would not pipeline it, None if it would.
         dense_stages: whether vLLM starts a stage without any sparse layer.
+        text_values: the text model's configuration with its class's defaults, where a wrapper
+            fills them in; None where config.json alone says it.
+        mm_prefix: whether the tokens of an image attend to all of it.
+        renames: how its class renames the checkpoint's modules.
+        encoder_elements: elements that an encoder puts out for one token, 0 without encoders;
+            the profiling run keeps them for as many tokens as a batch has.
+        batch_elements: elements that the model keeps for every token of a batch besides its
+            parameters and buffers.
     """
 
     source: str
@@ -146,6 +174,25 @@ class Model:
     oldest_release: tuple[int, int] | None = None
     stages_refusal: str | None = None
     dense_stages: bool = True
+    text_values: Mapping[str, Any] | None = None
+    mm_prefix: bool = False
+    renames: Renames = NO_RENAMES
+    encoder_elements: int = 0
+    batch_elements: int = 0
+
+    def without_towers(self, allows: Callable[[str], bool]) -> "Model":
+        """The model without towers none of whose modalities is allowed.
+
+        Source: vLLM 0.32 ``models/interfaces.py``, ``SupportsMultiModal._mark_tower_model``.
+        """
+        kept = tuple(
+            each
+            for each in self.outside
+            if not each.modalities or any(map(allows, each.modalities))
+        )
+        if any(each.modalities for each in kept):
+            return replace(self, outside=kept)
+        return replace(self, outside=kept, encoder_elements=0, batch_elements=0, mm_prefix=False)
 
     @property
     def is_moe(self) -> bool:

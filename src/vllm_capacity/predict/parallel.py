@@ -14,6 +14,8 @@ class Rank:
         moe_tensor_parallel: ranks that share each expert; data-parallel ranks count when
             experts are not distributed whole.
         expert_parallel: ranks over which whole experts are distributed, 1 without EP.
+        encoder_data_parallel: whether encoders of images and sound are to be whole on every
+            rank (``--mm-encoder-tp-mode data``).
     """
 
     tp_rank: int
@@ -22,6 +24,7 @@ class Rank:
     pp_size: int
     moe_tensor_parallel: int
     expert_parallel: int
+    encoder_data_parallel: bool = False
 
     @property
     def is_first_stage(self) -> bool:
