@@ -177,7 +177,7 @@ def activation_peak(
         kept = width * tokens * max((each.workspace_elements for each in transients), default=0)
     # A stage receives hidden states and residual besides its own.
     passed_on = 2 * width * tokens * hidden if rank.pp_size > 1 else 0
-    base = width * tokens * hidden + cublas + passed_on
+    base = width * tokens * hidden + cublas + passed_on + _encoded(stage, rank, width * tokens)
     rows = 2 * width * batch.max_num_seqs * hidden
 
     def sampling(bytes_per_logit: float) -> int:
@@ -203,6 +203,20 @@ def activation_peak(
         high=Bytes(max(highs) + _slack(max(highs))),
         phases=tuple(phases),
     )
+
+
+def _encoded(stage: StageModel, rank: Rank, per_element: int) -> int:
+    """What a multimodal model keeps besides: the profiled encoder's output, and batch buffers.
+
+    The first stage encodes as many items as a batch has room for before the batch runs.
+
+    Source: vLLM 0.32 ``v1/worker/gpu/model_runner.py``, ``profile_run``;
+    ``v1/core/encoder_cache_manager.py``, ``compute_mm_encoder_budget``.
+    """
+    elements = stage.model.batch_elements
+    if rank.is_first_stage:
+        elements += stage.model.encoder_elements
+    return per_element * elements
 
 
 def _transients(stage: StageModel, rank: Rank) -> Iterator[Transient]:

@@ -322,6 +322,17 @@ class EngineArgs:
             declared["kv_cache_dtype_skip_layers"] = re.findall(r"[\w.]+", skipped)
         return cls.from_mapping(declared, source="vllm:cache_config_info")
 
+    def allows_modality(self, modality: str) -> bool:
+        """Whether a prompt may hold any ``image``, ``video`` or ``audio``.
+
+        Source: vLLM 0.32 ``config/multimodal.py``, ``MultiModalConfig.get_limit_per_prompt``.
+        """
+        if self.language_model_only:
+            return False
+        limit = (self.limit_mm_per_prompt or {}).get(modality)
+        count = limit.get("count") if isinstance(limit, Mapping) else limit
+        return not isinstance(count, int) or count > 0
+
     def merged_over(self, other: Self) -> Self:
         """These arguments, and ``other``'s where these are silent."""
         mine = {

@@ -7,8 +7,8 @@ Builders in ``models/`` put parts together from ``config.json``; nothing here kn
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -34,6 +34,23 @@ class Transient(NamedTuple):
     elements: int
     workspace_elements: int = 0
     context_elements: int = 0
+
+
+class Renames(NamedTuple):
+    """How a class renames the checkpoint's modules; quantisation configs are renamed too.
+
+    Old and new text of each, applied in this order; None drops the name.
+
+    Source: vLLM 0.32 ``models/utils.py``, ``WeightsMapper``; ``model_loader/utils.py``,
+    ``configure_quant_config``.
+    """
+
+    substrings: tuple[tuple[str, str | None], ...] = ()
+    prefixes: tuple[tuple[str, str | None], ...] = ()
+    suffixes: tuple[tuple[str, str | None], ...] = ()
+
+
+NO_RENAMES = Renames()
 
 
 class NamedCache(NamedTuple):
@@ -97,11 +114,14 @@ class Outside:
 
     Attributes:
         path: module path of what it stands in.
+        modalities: what a tower encodes; vLLM leaves it out where ``--limit-mm-per-prompt``
+            allows none of them. Empty for what is always built.
     """
 
     part: Part
     stages: Stages
     path: str = ""
+    modalities: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,6 +173,11 @@ class Model:
             fills them in; None where config.json alone says it.
         compiled: whether vLLM compiles it unless told otherwise; if not, its custom operations
             (FlashInfer's rotation among them) run.
+        renames: how its class renames the checkpoint's modules.
+        encoder_elements: elements that an encoder puts out for one token, 0 without encoders;
+            the profiling run keeps them for as many tokens as a batch has.
+        batch_elements: elements that the model keeps for every token of a batch besides its
+            parameters and buffers.
     """
 
     source: str
@@ -176,6 +201,23 @@ class Model:
     soft_cap: bool = False
     text_values: Mapping[str, Any] | None = None
     compiled: bool = True
+    renames: Renames = NO_RENAMES
+    encoder_elements: int = 0
+    batch_elements: int = 0
+
+    def without_towers(self, allows: Callable[[str], bool]) -> "Model":
+        """The model without towers none of whose modalities is allowed.
+
+        Source: vLLM 0.32 ``models/interfaces.py``, ``SupportsMultiModal._mark_tower_model``.
+        """
+        kept = tuple(
+            each
+            for each in self.outside
+            if not each.modalities or any(map(allows, each.modalities))
+        )
+        if any(each.modalities for each in kept):
+            return replace(self, outside=kept)
+        return replace(self, outside=kept, encoder_elements=0, batch_elements=0, mm_prefix=False)
 
     @property
     def is_moe(self) -> bool:

@@ -116,7 +116,10 @@ def _described(model: ModelConfig, config: Fields, names: tuple[str, ...]) -> Mo
     if builder is None:
         raise Refusal(f"architecture {names[0]} is not described exactly yet")
     built = builder(config)
-    default, longest = _max_model_len(text_config(config), built)
+    text = text_config(config)
+    if built.text_values is not None:
+        text = Fields(built.text_values, path=text.path, faults=config.faults)
+    default, longest = _max_model_len(text, built)
     return replace(model, model=built, default_max_model_len=default, longest_max_model_len=longest)
 
 

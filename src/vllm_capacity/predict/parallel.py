@@ -14,6 +14,8 @@ class Rank:
         moe_tensor_parallel: ranks that share each expert; data-parallel ranks count when
             experts are not distributed whole.
         expert_parallel: ranks over which whole experts are distributed, 1 without EP.
+        encoder_data_parallel: whether encoders of images and sound are to be whole on every
+            rank (``--mm-encoder-tp-mode data``).
     """
 
     tp_rank: int
@@ -22,6 +24,7 @@ class Rank:
     pp_size: int
     moe_tensor_parallel: int
     expert_parallel: int
+    encoder_data_parallel: bool = False
 
     @property
     def is_first_stage(self) -> bool:
@@ -44,7 +47,12 @@ class Rank:
 
 
 def ranks(
-    *, tensor_parallel: int, pipeline_parallel: int, data_parallel: int, expert_parallel: bool
+    *,
+    tensor_parallel: int,
+    pipeline_parallel: int,
+    data_parallel: int,
+    expert_parallel: bool,
+    encoder_data_parallel: bool = False,
 ) -> tuple[Rank, ...]:
     """Every rank of one data-parallel replica, ordered by (pp_rank, tp_rank).
 
@@ -61,6 +69,7 @@ def ranks(
             pp_size=pipeline_parallel,
             moe_tensor_parallel=1 if expert_parallel else moe_ranks,
             expert_parallel=moe_ranks if expert_parallel else 1,
+            encoder_data_parallel=encoder_data_parallel,
         )
         for pp_rank in range(pipeline_parallel)
         for tp_rank in range(tensor_parallel)

@@ -35,10 +35,11 @@ from vllm_capacity.predict.memory_budget import (
     non_torch,
     requested_bytes,
 )
-from vllm_capacity.predict.model import Model
+from vllm_capacity.predict.model import NO_RENAMES, Model
 from vllm_capacity.predict.model_config import ModelConfig
 from vllm_capacity.predict.models.drafts import Target, beside_draft, build_draft
 from vllm_capacity.predict.models.renamings import RENAMINGS
+from vllm_capacity.predict.module_names import Renaming
 from vllm_capacity.predict.parallel import Rank, ranks, stage_layers
 from vllm_capacity.predict.parts import LogitsHead, TokenEmbedding
 from vllm_capacity.predict.quantization import Quantization, Unquantized
@@ -140,7 +141,7 @@ class _Prediction:
             raise Refusal(f"the effect of these arguments is not described exactly yet: {names}")
         self.speculative = read_speculative(args.speculative_config)
         self.deployment = deployment
-        self.model = described.model
+        self.model = described.model.without_towers(args.allows_modality)
         self.version = deployment.vllm_version or NEWEST_KNOWN
         _check_release(self.model, self.version)
         self.quantization = _quantization(described, self.model, deployment)
@@ -161,6 +162,7 @@ class _Prediction:
             pipeline_parallel=self.resolved.pipeline_parallel_size,
             data_parallel=self.resolved.data_parallel_size,
             expert_parallel=self.resolved.enable_expert_parallel,
+            encoder_data_parallel=args.mm_encoder_tp_mode == "data",
         )
         self.stages = self._stages()
 
@@ -457,7 +459,7 @@ def _quantization(described: ModelConfig, model: Model, deployment: Deployment) 
         argument=deployment.engine_args.quantization,
         model_type=described.model_type,
         expert_dtype=_text_or_none(described.text.get("expert_dtype")),
-        renaming=RENAMINGS.get(described.architecture),
+        renaming=_renaming(described.architecture, model),
         capability=None if deployment.gpu is None else deployment.gpu.capability,
         flashinfer=deployment.flashinfer is not False,
     )
@@ -466,6 +468,12 @@ def _quantization(described: ModelConfig, model: Model, deployment: Deployment) 
     if model.quantized or isinstance(quantization, Unquantized):
         return quantization
     raise Refusal(f"quantised weights of {model.source} are not described exactly yet")
+
+
+def _renaming(architecture: str, model: Model) -> Renaming | None:
+    if model.renames != NO_RENAMES:
+        return Renaming(**model.renames._asdict())
+    return RENAMINGS.get(architecture)
 
 
 def _text_or_none(value: object) -> str | None:
