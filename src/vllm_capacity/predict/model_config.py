@@ -115,12 +115,20 @@ def _described(model: ModelConfig, config: Fields, names: tuple[str, ...]) -> Mo
     builder = BUILDERS.get(names[0])
     if builder is None:
         raise Refusal(f"architecture {names[0]} is not described exactly yet")
-    built = builder(config)
+    built = builder(_with_quantization(config, model.quantization_config))
     text = text_config(config)
     if built.text_values is not None:
         text = Fields(built.text_values, path=text.path, faults=config.faults)
     default, longest = _max_model_len(text, built)
     return replace(model, model=built, default_max_model_len=default, longest_max_model_len=longest)
+
+
+def _with_quantization(config: Fields, quantization: Mapping[str, Any] | None) -> Fields:
+    """The file with ``hf_quant_config.json`` in it: some towers look whether there is one."""
+    if quantization is None or config.has("quantization_config"):
+        return config
+    values = {**config.values, "quantization_config": quantization}
+    return Fields(values, path=config.path, faults=config.faults)
 
 
 def text_config(config: Fields) -> Fields:
@@ -149,9 +157,17 @@ def _dtype(config: Fields) -> str | None:
 def _quantization_config(
     config: Fields, hf_quant_config: Mapping[str, Any] | None
 ) -> Mapping[str, Any] | None:
-    published = config.mapping("quantization_config")
-    if published is not None:
-        return published.values
+    """What says how weights are quantised.
+
+    Source: vLLM 0.32 ``transformers_utils/model_arch_config_convertor.py``,
+    ``get_quantization_config``: the file, else the text model's part of it; before both
+    ``config.py`` takes ``hf_quant_config.json`` where the file says nothing.
+    """
+    for reader in (config, config.mapping("text_config")):
+        for key in ("quantization_config", "compression_config"):
+            published = None if reader is None else reader.mapping(key)
+            if published is not None:
+                return published.values
     if hf_quant_config is None:
         return None
     quantization = Fields({"hf_quant_config": hf_quant_config}, faults=config.faults)
