@@ -45,6 +45,7 @@ def build_decoder(
     Raises:
         Refusal: it is not described exactly.
     """
+    path = traits.decoder_path if path == "model" else path
     fields = _aliased(config, traits)
     _check_covered(fields, traits)
     hidden_size = fields.required_integer("hidden_size", maximum=MAX_WIDTH)
@@ -63,7 +64,6 @@ def build_decoder(
         length_factor=1.0 if rope is None else rope.length_factor,
         rope_type=None if rope is None else rope.rope_type,
         quantized=traits.quantized,
-        packed_experts=traits.moe is None or traits.moe.packed_experts,
         oldest_release=None if _is_vllms_own(traits) else (0, 32),
         stages_refusal=_stages_refusal(traits, tied=tied),
         dense_stages=traits.moe is None or traits.moe.dense_stages,
@@ -181,12 +181,13 @@ def _layers(
         gated=traits.gated_mlp,
         bias=read_flag(config, traits.mlp_bias),
         divided=traits.family != "gpt_bigcode",
+        fused=traits.fused_gate_up,
     )
     dense_parts: tuple[Part, ...] = (attention, dense, norms)
     sparse_parts = dense_parts if moe is None else (attention, moe, norms)
     for index in range(min(num_layers, MAX_LAYERS)):
         parts = sparse_parts if index in sparse else dense_parts
-        yield Layer(path=f"{path}.layers.{index}", parts=parts)
+        yield Layer(path=f"{path}.{traits.layers_name}.{index}", parts=parts)
 
 
 def _attention(
@@ -209,6 +210,8 @@ def _attention(
         o_bias=read_flag(config, traits.o_bias),
         qk_norm=traits.qk_norm if read_flag(config, traits.qk_norm_flag) else "none",
         sliding_window=_sliding_window(config, traits),
+        fused=traits.fused_qkv,
+        name=traits.attention_name,
         rope=None if rope is None or not traits.rotary_table else rope.table(head_size),
     )
     return attention, rope

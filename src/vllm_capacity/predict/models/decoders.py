@@ -37,7 +37,6 @@ _TRANSFORMERS = Traits(
     silu_only=False,
     rotary_table=False,
     partial_rotary=False,
-    quantized=False,
 )
 #: Built by the Llama class from a config class that comes with the checkpoint.
 _LLAMA_ELSEWHERE = replace(_LLAMA, kv_heads_default=False, tied_default=None)
@@ -73,7 +72,6 @@ TRAITS = {
         sliding_window_switch="use_sliding_window",
         complete_stages=True,
         moe=MoeTraits(
-            packed_experts=True,
             experts_key="num_experts",
             width_key="moe_intermediate_size",
             quantized_router=True,
@@ -86,7 +84,6 @@ TRAITS = {
         source="mixtral.py",
         complete_stages=True,
         moe=MoeTraits(
-            packed_experts=True,
             experts_key="num_local_experts",
             width_key="intermediate_size",
             block="block_sparse_moe",
@@ -99,7 +96,6 @@ TRAITS = {
         qk_norm_flag=Flag(keys=("use_qk_norm",)),
         rotary_ratio=0.5,
         moe=MoeTraits(
-            packed_experts=True,
             experts_key="n_routed_experts",
             width_key="moe_intermediate_size",
             float32_router=True,
@@ -114,7 +110,6 @@ TRAITS = {
         qk_norm="sharded",
         rotary_dim_key="rotary_dim",
         moe=MoeTraits(
-            packed_experts=True,
             experts_key="num_local_experts",
             width_key="intermediate_size",
             float32_router=True,
@@ -124,7 +119,6 @@ TRAITS = {
     "GPTBigCodeForCausalLM": Traits(
         source="transformers/ (transformers' modeling_gpt_bigcode.py)",
         family="gpt_bigcode",
-        quantized=False,
         qkv_bias=ALWAYS,
         o_bias=ALWAYS,
         mlp_bias=ALWAYS,
@@ -148,6 +142,13 @@ TRAITS = {
     "InternLM3ForCausalLM": _LLAMA_ELSEWHERE,
     "IQuestCoderForCausalLM": _LLAMA_ELSEWHERE,
     "TeleChat3ForCausalLM": _LLAMA_ELSEWHERE,
+    "SolarForCausalLM": Traits(
+        source="solar.py",
+        qkv_bias=_LLAMA.o_bias,
+        o_bias=_LLAMA.o_bias,
+        mlp_bias=_LLAMA.mlp_bias,
+        tied_default=None,
+    ),
     "TeleFLMForCausalLM": replace(_LLAMA_ELSEWHERE, source="teleflm.py"),
     "Ministral3ForCausalLM": _MISTRAL,
     "GemmaForCausalLM": Traits(
@@ -198,7 +199,6 @@ TRAITS = {
     ),
     "StableLmForCausalLM": Traits(
         source="stablelm.py",
-        quantized=False,
         qkv_bias=Flag(keys=("use_qkv_bias",)),
         head_dim_from_config=False,
         complete_stages=True,
@@ -221,16 +221,17 @@ TRAITS = {
         expects={"tie_word_embeddings": True, "attention_bias": False},
     ),
     "InternLM2ForCausalLM": Traits(
+        attention_name="attention",
         source="internlm2.py",
-        quantized=False,
         head_dim_from_config=False,
         tied_default=None,
         complete_stages=True,
         expects={"bias": False},
     ),
     "ExaoneForCausalLM": Traits(
+        layers_name="h",
+        attention_name="attn.attention",
         source="exaone.py",
-        quantized=False,
         qkv_bias=Flag(keys=("attention_bias", "bias")),
         o_bias=Flag(keys=("attention_bias", "bias")),
         mlp_bias=Flag(keys=("mlp_bias",)),
@@ -247,7 +248,6 @@ TRAITS = {
     ),
     "OrionForCausalLM": Traits(
         source="orion.py",
-        quantized=False,
         head_dim_from_config=False,
         tied_default=None,
         complete_stages=True,
@@ -302,9 +302,11 @@ TRAITS = {
     ),
     "Ernie4_5_MoeForCausalLM": Traits(
         source="ernie45_moe.py",
+        qkv_bias=Flag(keys=("use_bias",)),
+        mlp_bias=Flag(keys=("use_bias",)),
         tied_default=True,
         tied_stages=False,
-        expects={"use_moe": True, "use_bias": False},
+        expects={"use_moe": True},
         aliases={"num_experts_per_tok": "moe_k"},
         moe=MoeTraits(
             experts_key="moe_num_experts",
@@ -345,8 +347,10 @@ TRAITS = {
         ),
     ),
     "GPT2LMHeadModel": Traits(
+        decoder_path="transformer",
+        layers_name="h",
+        attention_name="attn",
         source="gpt2.py",
-        quantized=False,
         qkv_bias=ALWAYS,
         o_bias=ALWAYS,
         mlp_bias=ALWAYS,
@@ -375,8 +379,10 @@ TRAITS = {
         },
     ),
     "GPTJForCausalLM": Traits(
+        decoder_path="transformer",
+        layers_name="h",
+        attention_name="attn",
         source="gpt_j.py",
-        quantized=False,
         mlp_bias=ALWAYS,
         head_dim_from_config=False,
         kv_heads_default=True,
@@ -396,30 +402,6 @@ TRAITS = {
             "intermediate_size": "n_inner",
             "max_position_embeddings": "n_positions",
         },
-    ),
-    "OPTForCausalLM": Traits(
-        source="opt.py",
-        quantized=False,
-        qkv_bias=Flag(default=True, override="enable_bias"),
-        o_bias=Flag(default=True, override="enable_bias"),
-        mlp_bias=Flag(default=True, override="enable_bias"),
-        head_dim_from_config=False,
-        kv_heads_default=True,
-        tied_default=True,
-        complete_stages=True,
-        silu_only=False,
-        gated_mlp=False,
-        norms=4,
-        final_norms=2,
-        learned_positions=2,
-        expects={
-            "word_embed_proj_dim": "hidden_size",
-            "do_layer_norm_before": True,
-            "layer_norm_elementwise_affine": True,
-            "_remove_final_layer_norm": False,
-            **_AS_MANY_KV_HEADS,
-        },
-        aliases={"intermediate_size": "ffn_dim"},
     ),
     "OlmoForCausalLM": replace(
         _TRANSFORMERS, qkv_bias=_ATTENTION_BIAS, o_bias=_ATTENTION_BIAS, norms=0, final_norms=0
@@ -452,6 +434,8 @@ TRAITS = {
     ),
     "GPTNeoXForCausalLM": replace(
         _TRANSFORMERS,
+        attention_name="attention",
+        fused_qkv=True,
         qkv_bias=_ATTENTION_BIAS_BY_DEFAULT,
         o_bias=_ATTENTION_BIAS_BY_DEFAULT,
         mlp_bias=ALWAYS,
@@ -470,6 +454,7 @@ TRAITS = {
     ),
     "GlmForCausalLM": replace(
         _TRANSFORMERS,
+        fused_gate_up=True,
         qkv_bias=_ATTENTION_BIAS_BY_DEFAULT,
         head_dim_default=128,
         kv_heads_default=False,
@@ -496,6 +481,15 @@ TRAITS = {
         kv_heads_default=False,
         tied_default=True,
         sliding_window_switch="use_sliding_window",
+    ),
+    "Jais2ForCausalLM": replace(
+        _TRANSFORMERS,
+        qkv_bias=_ATTENTION_BIAS_BY_DEFAULT,
+        o_bias=_ATTENTION_BIAS_BY_DEFAULT,
+        mlp_bias=Flag(default=True, override="mlp_bias"),
+        gated_mlp=False,
+        norms=4,
+        final_norms=2,
     ),
     "ArceeForCausalLM": replace(
         _TRANSFORMERS,

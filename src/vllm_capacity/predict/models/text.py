@@ -2,7 +2,22 @@
 
 from functools import partial
 
-from vllm_capacity.predict.models import latent, sliding, state_space
+from vllm_capacity.predict.models import (
+    bailing_moe,
+    chatglm,
+    dbrx,
+    falcon,
+    latent,
+    llama_variants,
+    minimax_m3,
+    nemotron_nas,
+    opt,
+    pangu,
+    sliding,
+    state_space,
+    step3,
+    transformers_backend,
+)
 from vllm_capacity.predict.models.builder import Builder
 from vllm_capacity.predict.models.decoder import build_decoder
 from vllm_capacity.predict.models.decoders import TRAITS
@@ -12,4 +27,15 @@ TEXT_BUILDERS: dict[str, Builder] = {
     **sliding.BUILDERS,
     **latent.BUILDERS,
     **state_space.BUILDERS,
+    **falcon.BUILDERS,
+    **chatglm.BUILDERS,
+    **dbrx.BUILDERS,
+    **opt.BUILDERS,
+    **llama_variants.BUILDERS,
+    **pangu.BUILDERS,
+    **bailing_moe.BUILDERS,
+    **minimax_m3.BUILDERS,
+    **nemotron_nas.BUILDERS,
+    **step3.BUILDERS,
+    **transformers_backend.BUILDERS,
 }

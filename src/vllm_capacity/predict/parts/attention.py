@@ -28,6 +28,12 @@ class SelfAttention(Part):
         shares_cache: whether it reads another layer's keys and values and keeps none.
         query_gate: whether the query projection also makes an output gate of the same size.
         cached: False for an encoder's attention, which keeps nothing.
+        scaled: whether a quantisation adds scales of keys and values.
+        name: path inside the layer, empty where its modules stand in the layer itself.
+        o_quantizable: whether vLLM hands the output projection the quantisation config too.
+        input_size: elements that queries, keys and values are made of, None for ``hidden_size``.
+        fused: whether queries, keys and values are one matrix in the checkpoint too, with one
+            scale.
         qkv_name, o_name, attn_name: vLLM's names of its modules.
         qkv_shards: the checkpoint's names of the query, key and value projection.
     """
@@ -48,7 +54,11 @@ class SelfAttention(Part):
     shares_cache: bool = False
     query_gate: bool = False
     cached: bool = True
+    scaled: bool = True
+    input_size: int | None = None
     quantizable: bool = True
+    fused: bool = False
+    o_quantizable: bool = True
     name: str = "self_attn"
     qkv_name: str = "qkv_proj"
     o_name: str = "o_proj"
@@ -62,15 +72,16 @@ class SelfAttention(Part):
 
     def modules(self, rank: Rank, path: str) -> Iterator[Module]:
         """Projections, norms, sinks, and the attention layer's own buffers."""
-        name = f"{path}.{self.name}"
+        name = self._path(path)
         heads = self.num_heads // rank.tp_size
         kv_heads = kv_heads_per_rank(self.num_kv_heads, rank.tp_size)
         query, key = heads * self.head_size, kv_heads * self.head_size
+        rows = (query * (1 + self.query_gate), key, kv_heads * self.value_size)
         yield Linear(
             name=f"{name}.{self.qkv_name}",
             shards=tuple(f"{name}.{shard}" for shard in self.qkv_shards),
-            input_size=self.hidden_size,
-            output_sizes=(query * (1 + self.query_gate), key, kv_heads * self.value_size),
+            input_size=self.input_size or self.hidden_size,
+            output_sizes=(sum(rows),) if self.fused else rows,
             split="column",
             bias=self.qkv_bias,
             quantizable=self.quantizable,
@@ -82,7 +93,7 @@ class SelfAttention(Part):
             output_sizes=(self.hidden_size,),
             split="row",
             bias=self.o_bias,
-            quantizable=self.quantizable,
+            quantizable=self.quantizable and self.o_quantizable,
         )
         whole = (self.num_heads + self.num_kv_heads) * self.head_size
         norms = {"none": 0, "head": 2 * self.head_size, "sharded": query + key, "whole": whole}
@@ -90,7 +101,7 @@ class SelfAttention(Part):
         if elements:
             yield Plain(name=f"{name}.vectors", elements=elements)
         if self.cached:
-            yield Attention(name=f"{name}.{self.attn_name}")
+            yield Attention(name=f"{name}.{self.attn_name}", scaled=self.scaled)
 
     def caches(self, rank: Rank, path: str) -> Iterator[NamedCache]:
         """Keys and values of the rank's heads."""
@@ -101,8 +112,9 @@ class SelfAttention(Part):
                 head_size_v=self.value_size,
                 sliding_window=self.sliding_window,
                 attention_chunk_size=self.attention_chunk_size,
+                has_sink=self.sinks,
             )
-            yield NamedCache(f"{path}.{self.name}.{self.attn_name}", cache)
+            yield NamedCache(f"{self._path(path)}.{self.attn_name}", cache)
 
     def ropes(self) -> tuple[RopeTable, ...]:
         """Its table."""
@@ -129,3 +141,6 @@ class SelfAttention(Part):
                 f"{tp} do not divide one another"
             )
         return None
+
+    def _path(self, path: str) -> str:
+        return f"{path}.{self.name}".rstrip(".")
