@@ -194,6 +194,27 @@ class CompressorStateCache:
     compress_ratio: int
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BlockSparseCache(AttentionCache):
+    """Keys and values of every token, of which blocks are attended to, as MiniMax-M3 keeps them.
+
+    Source: vLLM 0.32 ``models/minimax_m3/nvidia/model.py``, ``MiniMaxM3SparseAttention``.
+    """
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BlockIndexerCache:
+    """The keys by which MiniMax-M3 picks blocks, in bfloat16.
+
+    Source: vLLM 0.32 ``models/minimax_m3/common/indexer.py``, ``MiniMaxM3IndexerCache``.
+
+    Attributes:
+        head_size: elements of a key.
+    """
+
+    head_size: int
+
+
 LayerCache = (
     AttentionCache
     | CrossAttentionCache
@@ -204,4 +225,5 @@ LayerCache = (
     | CompressedIndexerCache
     | WindowLatentCache
     | CompressorStateCache
+    | BlockIndexerCache
 )

@@ -18,6 +18,7 @@ from vllm_capacity.predict.kv_cache_spec import (
 )
 from vllm_capacity.predict.layer_cache import (
     AttentionCache,
+    BlockIndexerCache,
     CrossAttentionCache,
     IndexerCache,
     LatentCache,
@@ -52,11 +53,11 @@ def _spec(layer: Placement, sizes: BlockSizes, args: CacheArgs) -> KVCacheSpec:
             return _cross(layer, layer.cache, sizes, args)
         case LatentCache():
             return _latent(layer, layer.cache, sizes, args)
-        case IndexerCache():
+        case IndexerCache() | BlockIndexerCache():
             return MLAAttentionSpec(
                 block_size=sizes.block_size,
                 head_size=layer.cache.head_size,
-                element_bytes=1,
+                element_bytes=1 if isinstance(layer.cache, IndexerCache) else 2,
                 role="indexer",
                 context_parallel_size=args.decode_context_parallel_size,
             )

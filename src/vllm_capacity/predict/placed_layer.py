@@ -11,6 +11,8 @@ from vllm_capacity.predict.flash_attention import Heads
 from vllm_capacity.predict.kv_cache_format import is_quantized
 from vllm_capacity.predict.layer_cache import (
     AttentionCache,
+    BlockIndexerCache,
+    BlockSparseCache,
     CompressedIndexerCache,
     CompressedLatentCache,
     CompressorStateCache,
@@ -25,7 +27,8 @@ from vllm_capacity.predict.refusal import Refusal
 
 #: Backends that belong to a layer and are never chosen.
 #: Source: vLLM 0.32 ``v1/attention/backends/mla/indexer.py`` and ``sparse_swa.py``,
-#: ``models/deepseek_v4/sparse_mla.py`` and ``compressor.py``, ``flash_attn_diffkv.py``.
+#: ``models/deepseek_v4/sparse_mla.py`` and ``compressor.py``, ``flash_attn_diffkv.py``,
+#: ``models/minimax_m3/common/sparse_attention.py`` and ``indexer.py``.
 _OWN_BACKENDS: dict[type, Backend | None] = {
     StateCache: None,
     IndexerCache: Backend(name="DEEPSEEK_V32_INDEXER", kernel_blocks=(64,), any_multiple=False),
@@ -37,6 +40,10 @@ _OWN_BACKENDS: dict[type, Backend | None] = {
     ),
     WindowLatentCache: Backend(name="DEEPSEEK_SPARSE_SWA", kernel_blocks=(32,)),
     CompressorStateCache: Backend(name="CompressorBackend", kernel_blocks=(1,)),
+    BlockSparseCache: Backend(name="MINIMAX_M3_SPARSE", kernel_blocks=(128,), any_multiple=False),
+    BlockIndexerCache: Backend(
+        name="MINIMAX_M3_SPARSE_INDEXER", kernel_blocks=(128,), any_multiple=False
+    ),
 }
 _UNEQUAL_HEADS = Backend(name="FLASH_ATTN_DIFFKV")
 _V4 = CompressedLatentCache | CompressedIndexerCache | WindowLatentCache | CompressorStateCache
@@ -102,7 +109,9 @@ def _kv_cache_dtype(name: str, kept: LayerCache, args: CacheArgs) -> str:
             raise Refusal("vLLM refuses to start: DeepSeek-V4 keeps its cache in fp8")
         return _PACKED_FP8
     skipped = args.kv_cache_dtype_skip_layers
-    if not skipped or isinstance(kept, StateCache | IndexerCache):
+    if not skipped or isinstance(
+        kept, StateCache | IndexerCache | BlockIndexerCache | BlockSparseCache
+    ):
         return args.kv_cache_dtype
     windowed = isinstance(kept, AttentionCache) and kept.sliding_window is not None
     if windowed and "sliding_window" in skipped:
@@ -123,6 +132,8 @@ def _canonical(kv_cache_dtype: str, backend: Backend | None) -> str:
 
 
 def _backend(kept: LayerCache, kv_cache_dtype: str, args: CacheArgs) -> Backend | None:
+    if isinstance(kept, BlockSparseCache):
+        return _OWN_BACKENDS[BlockSparseCache]
     if isinstance(kept, AttentionCache) and kept.head_size != kept.head_size_v:
         if is_quantized(kv_cache_dtype) and kv_cache_dtype not in {"fp8", "fp8_e4m3"}:
             raise Refusal(

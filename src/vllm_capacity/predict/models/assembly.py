@@ -170,11 +170,13 @@ def self_attention(
     return kind(hidden_size=hidden, rope=table, **values)
 
 
-def stack(path: str, parts: Iterable[tuple[Part, ...]]) -> tuple[Layer, ...]:
+def stack(
+    path: str, parts: Iterable[tuple[Part, ...]], *, layers_name: str = "layers"
+) -> tuple[Layer, ...]:
     """Layers of these parts; those that are alike share one tuple."""
     shared: dict[tuple[Part, ...], tuple[Part, ...]] = {}
     return tuple(
-        Layer(path=f"{path}.layers.{index}", parts=shared.setdefault(each, each))
+        Layer(path=f"{path}.{layers_name}.{index}", parts=shared.setdefault(each, each))
         for index, each in enumerate(parts)
     )
 

@@ -54,6 +54,7 @@ def build_decoder(
     Raises:
         Refusal: it is not described exactly.
     """
+    path = traits.decoder_path if path == "model" else path
     fields = _aliased(config, traits)
     _check_covered(fields, traits)
     hidden_size = fields.required_integer("hidden_size", maximum=MAX_WIDTH)
@@ -72,7 +73,6 @@ def build_decoder(
         length_factor=1.0 if rope is None else rope.length_factor,
         rope_type=None if rope is None else rope.rope_type,
         quantized=traits.quantized,
-        packed_experts=traits.moe is None or traits.moe.packed_experts,
         oldest_release=None if _is_vllms_own(traits) else (0, 32),
         stages_refusal=_stages_refusal(traits, tied=tied),
         dense_stages=traits.moe is None or traits.moe.dense_stages,
@@ -191,6 +191,7 @@ def _layers(
         gated=traits.gated_mlp,
         bias=read_flag(config, traits.mlp_bias),
         divided=traits.family != "gpt_bigcode",
+        fused=traits.fused_gate_up,
     )
     windows = _windows(config, traits, num_layers)
     like = {size: replace(attention, sliding_window=size) for size in set(windows)}
@@ -198,7 +199,7 @@ def _layers(
         (like[size], dense if moe is None or index not in sparse else moe, norms)
         for index, size in enumerate(windows)
     )
-    return stack(path, parts)
+    return stack(path, parts, layers_name=traits.layers_name)
 
 
 def _attention(
@@ -220,6 +221,8 @@ def _attention(
         qkv_bias=read_flag(config, traits.qkv_bias),
         o_bias=read_flag(config, traits.o_bias),
         qk_norm=traits.qk_norm if read_flag(config, traits.qk_norm_flag) else "none",
+        fused=traits.fused_qkv,
+        name=traits.attention_name,
         rope=None if rope is None or not traits.rotary_table else rope.table(head_size),
     )
     return attention, rope

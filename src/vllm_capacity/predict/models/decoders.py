@@ -42,7 +42,6 @@ _TRANSFORMERS = Traits(
     silu_only=False,
     rotary_table=False,
     partial_rotary=False,
-    quantized=False,
     layer_windows=True,
 )
 #: Built by the Llama class from a config class that comes with the checkpoint.
@@ -84,7 +83,6 @@ TRAITS = {
         switched_window=4096,
         complete_stages=True,
         moe=MoeTraits(
-            packed_experts=True,
             experts_key="num_experts",
             width_key="moe_intermediate_size",
             quantized_router=True,
@@ -97,7 +95,6 @@ TRAITS = {
         source="mixtral.py",
         complete_stages=True,
         moe=MoeTraits(
-            packed_experts=True,
             experts_key="num_local_experts",
             width_key="intermediate_size",
             block="block_sparse_moe",
@@ -111,7 +108,6 @@ TRAITS = {
         rotary_ratio=0.5,
         expects={"tie_word_embeddings": False},
         moe=MoeTraits(
-            packed_experts=True,
             experts_key="n_routed_experts",
             width_key="moe_intermediate_size",
             float32_router=True,
@@ -126,7 +122,6 @@ TRAITS = {
         qk_norm="sharded",
         rotary_dim_key="rotary_dim",
         moe=MoeTraits(
-            packed_experts=True,
             experts_key="num_local_experts",
             width_key="intermediate_size",
             float32_router=True,
@@ -136,7 +131,6 @@ TRAITS = {
     "GPTBigCodeForCausalLM": Traits(
         source="transformers/ (transformers' modeling_gpt_bigcode.py)",
         family="gpt_bigcode",
-        quantized=False,
         qkv_bias=ALWAYS,
         o_bias=ALWAYS,
         mlp_bias=ALWAYS,
@@ -160,6 +154,13 @@ TRAITS = {
     "InternLM3ForCausalLM": _LLAMA_ELSEWHERE,
     "IQuestCoderForCausalLM": _LLAMA_ELSEWHERE,
     "TeleChat3ForCausalLM": _LLAMA_ELSEWHERE,
+    "SolarForCausalLM": Traits(
+        source="solar.py",
+        qkv_bias=_LLAMA.o_bias,
+        o_bias=_LLAMA.o_bias,
+        mlp_bias=_LLAMA.mlp_bias,
+        tied_default=None,
+    ),
     "TeleFLMForCausalLM": replace(_LLAMA_ELSEWHERE, source="teleflm.py"),
     "Ministral3ForCausalLM": replace(_MISTRAL, head_dim_default=128, sliding_window_default=False),
     "GemmaForCausalLM": Traits(
@@ -212,7 +213,6 @@ TRAITS = {
     ),
     "StableLmForCausalLM": Traits(
         source="stablelm.py",
-        quantized=False,
         qkv_bias=Flag(keys=("use_qkv_bias",)),
         head_dim_from_config=False,
         complete_stages=True,
@@ -235,16 +235,17 @@ TRAITS = {
         expects={"tie_word_embeddings": True, "attention_bias": False},
     ),
     "InternLM2ForCausalLM": Traits(
+        attention_name="attention",
         source="internlm2.py",
-        quantized=False,
         head_dim_from_config=False,
         tied_default=None,
         complete_stages=True,
         expects={"bias": False},
     ),
     "ExaoneForCausalLM": Traits(
+        layers_name="h",
+        attention_name="attn.attention",
         source="exaone.py",
-        quantized=False,
         qkv_bias=Flag(keys=("attention_bias", "bias")),
         o_bias=Flag(keys=("attention_bias", "bias")),
         mlp_bias=Flag(keys=("mlp_bias",)),
@@ -261,7 +262,6 @@ TRAITS = {
     ),
     "OrionForCausalLM": Traits(
         source="orion.py",
-        quantized=False,
         head_dim_from_config=False,
         tied_default=None,
         complete_stages=True,
@@ -308,9 +308,11 @@ TRAITS = {
     ),
     "Ernie4_5_MoeForCausalLM": Traits(
         source="ernie45_moe.py",
+        qkv_bias=Flag(keys=("use_bias",)),
+        mlp_bias=Flag(keys=("use_bias",)),
         tied_default=True,
         tied_stages=False,
-        expects={"use_moe": True, "use_bias": False},
+        expects={"use_moe": True},
         aliases={"num_experts_per_tok": "moe_k"},
         moe=MoeTraits(
             experts_key="moe_num_experts",
@@ -351,8 +353,10 @@ TRAITS = {
         ),
     ),
     "GPT2LMHeadModel": Traits(
+        decoder_path="transformer",
+        layers_name="h",
+        attention_name="attn",
         source="gpt2.py",
-        quantized=False,
         qkv_bias=ALWAYS,
         o_bias=ALWAYS,
         mlp_bias=ALWAYS,
@@ -381,8 +385,10 @@ TRAITS = {
         },
     ),
     "GPTJForCausalLM": Traits(
+        decoder_path="transformer",
+        layers_name="h",
+        attention_name="attn",
         source="gpt_j.py",
-        quantized=False,
         mlp_bias=ALWAYS,
         head_dim_from_config=False,
         kv_heads_default=True,
@@ -402,30 +408,6 @@ TRAITS = {
             "intermediate_size": "n_inner",
             "max_position_embeddings": "n_positions",
         },
-    ),
-    "OPTForCausalLM": Traits(
-        source="opt.py",
-        quantized=False,
-        qkv_bias=Flag(default=True, override="enable_bias"),
-        o_bias=Flag(default=True, override="enable_bias"),
-        mlp_bias=Flag(default=True, override="enable_bias"),
-        head_dim_from_config=False,
-        kv_heads_default=True,
-        tied_default=True,
-        complete_stages=True,
-        silu_only=False,
-        gated_mlp=False,
-        norms=4,
-        final_norms=2,
-        learned_positions=2,
-        expects={
-            "word_embed_proj_dim": "hidden_size",
-            "do_layer_norm_before": True,
-            "layer_norm_elementwise_affine": True,
-            "_remove_final_layer_norm": False,
-            **_AS_MANY_KV_HEADS,
-        },
-        aliases={"intermediate_size": "ffn_dim"},
     ),
     "OlmoForCausalLM": replace(
         _TRANSFORMERS, qkv_bias=_ATTENTION_BIAS, o_bias=_ATTENTION_BIAS, norms=0, final_norms=0
@@ -458,6 +440,8 @@ TRAITS = {
     ),
     "GPTNeoXForCausalLM": replace(
         _TRANSFORMERS,
+        attention_name="attention",
+        fused_qkv=True,
         qkv_bias=_ATTENTION_BIAS_BY_DEFAULT,
         o_bias=_ATTENTION_BIAS_BY_DEFAULT,
         mlp_bias=ALWAYS,
@@ -485,6 +469,7 @@ TRAITS = {
     ),
     "GlmForCausalLM": replace(
         _TRANSFORMERS,
+        fused_gate_up=True,
         qkv_bias=_ATTENTION_BIAS_BY_DEFAULT,
         head_dim_default=128,
         kv_heads_default=False,

@@ -4,12 +4,22 @@ from functools import partial
 
 from vllm_capacity.predict.models import (
     bailing,
+    bailing_moe,
+    chatglm,
+    dbrx,
     deepseek_v4,
+    falcon,
     kimi_linear,
     latent,
     latent_others,
+    llama_variants,
+    minimax_m3,
+    nemotron_nas,
+    opt,
+    pangu,
     sliding,
     state_space,
+    step3,
 )
 from vllm_capacity.predict.models.builder import Builder
 from vllm_capacity.predict.models.decoder import build_decoder
@@ -24,4 +34,14 @@ TEXT_BUILDERS: dict[str, Builder] = {
     **kimi_linear.BUILDERS,
     **bailing.BUILDERS,
     **state_space.BUILDERS,
+    **falcon.BUILDERS,
+    **chatglm.BUILDERS,
+    **dbrx.BUILDERS,
+    **opt.BUILDERS,
+    **llama_variants.BUILDERS,
+    **pangu.BUILDERS,
+    **bailing_moe.BUILDERS,
+    **minimax_m3.BUILDERS,
+    **nemotron_nas.BUILDERS,
+    **step3.BUILDERS,
 }

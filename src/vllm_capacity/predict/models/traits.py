@@ -40,8 +40,6 @@ class MoeTraits:
         shared_required: whether the config class has a shared expert where the key is absent.
         dense_last_key: config key with the index of the last sparse layer, -1 for the last.
         dense_stages: whether vLLM starts a pipeline stage without any sparse layer.
-        packed_experts: whether experts of packed integers (AWQ, GPTQ, compressed-tensors) were
-            compared with vLLM's.
     """
 
     experts_key: str
@@ -58,7 +56,6 @@ class MoeTraits:
     shared_required: bool = False
     dense_last_key: str | None = None
     dense_stages: bool = False
-    packed_experts: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,6 +99,11 @@ class Traits:
         lm_head_bias: whether the logits head has a bias.
         tied_stages: whether vLLM can pipeline tied embeddings.
         partial_rotary: whether config.json may rotate another share than ``rotary_ratio``.
+        decoder_path: vLLM's module path of the decoder where it stands alone.
+        layers_name: its name of the layers in it.
+        attention_name: its name of the attention in a layer.
+        fused_qkv: whether the checkpoint, too, has one projection of queries, keys and values.
+        fused_gate_up: the same of gate and up.
         quantized: whether quantised weights are described exactly too.
         expects: config keys that must be absent, null or this value; None where any value is
             too much, and a string names another key whose value it must be.
@@ -142,5 +144,10 @@ class Traits:
     lm_head_bias: bool = False
     tied_stages: bool = True
     partial_rotary: bool = True
+    decoder_path: str = "model"
+    layers_name: str = "layers"
+    attention_name: str = "self_attn"
+    fused_qkv: bool = False
+    fused_gate_up: bool = False
     quantized: bool = True
     expects: dict[str, Any] = field(default_factory=dict)

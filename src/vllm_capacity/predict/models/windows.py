@@ -350,5 +350,4 @@ BUILDERS: dict[str, Builder] = {
     "Exaone4ForCausalLM": build_exaone4,
     "GraniteSWAForCausalLM": build_granite_swa,
     "GraniteMoeSWAForCausalLM": _build_granite_moe_swa,
-    "GraniteMoeSharedForCausalLM": _build_granite_moe_shared,
 }

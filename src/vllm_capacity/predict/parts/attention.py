@@ -32,6 +32,8 @@ class SelfAttention(Part):
         name: path inside the layer, empty where its modules stand in the layer itself.
         o_quantizable: whether vLLM hands the output projection the quantisation config too.
         input_size: elements that queries, keys and values are made of, None for ``hidden_size``.
+        fused: whether queries, keys and values are one matrix in the checkpoint too, with one
+            scale.
         qkv_name, o_name, attn_name: vLLM's names of its modules.
         qkv_shards: the checkpoint's names of the query, key and value projection.
     """
@@ -55,6 +57,7 @@ class SelfAttention(Part):
     scaled: bool = True
     input_size: int | None = None
     quantizable: bool = True
+    fused: bool = False
     o_quantizable: bool = True
     name: str = "self_attn"
     qkv_name: str = "qkv_proj"
@@ -73,11 +76,12 @@ class SelfAttention(Part):
         heads = self.num_heads // rank.tp_size
         kv_heads = kv_heads_per_rank(self.num_kv_heads, rank.tp_size)
         query, key = heads * self.head_size, kv_heads * self.head_size
+        rows = (query * (1 + self.query_gate), key, kv_heads * self.value_size)
         yield Linear(
             name=f"{name}.{self.qkv_name}",
             shards=tuple(f"{name}.{shard}" for shard in self.qkv_shards),
             input_size=self.input_size or self.hidden_size,
-            output_sizes=(query * (1 + self.query_gate), key, kv_heads * self.value_size),
+            output_sizes=(sum(rows),) if self.fused else rows,
             split="column",
             bias=self.qkv_bias,
             quantizable=self.quantizable,

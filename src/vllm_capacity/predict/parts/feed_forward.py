@@ -23,6 +23,7 @@ class Mlp(Part):
         block_rows: rows of which every rank gets whole blocks; the width is padded to them.
         up_name, down_name: vLLM's names; a gated layer fuses gate and up.
         up_shards: the checkpoint's names of gate and up.
+        fused: whether gate and up are one matrix in the checkpoint too, with one scale.
     """
 
     hidden_size: int
@@ -31,6 +32,7 @@ class Mlp(Part):
     bias: bool = False
     divided: bool = True
     token_parallel: bool | None = None
+    fused: bool = False
     token_parallel_stages: bool = True
     block_rows: int | None = None
     quantizable: bool = True
@@ -41,7 +43,7 @@ class Mlp(Part):
 
     def modules(self, rank: Rank, path: str) -> Iterator[Module]:
         """Both projections."""
-        name = f"{path}.{self.name}"
+        name = f"{path}.{self.name}".rstrip(".")
         share = self._share(rank)
         shards = self.up_shards if self.gated else self.up_shards[-1:]
         up_name = self.up_name if self.gated else self.up_shards[-1]
@@ -49,7 +51,7 @@ class Mlp(Part):
             name=f"{name}.{up_name}",
             shards=tuple(f"{name}.{shard}" for shard in shards),
             input_size=self.hidden_size,
-            output_sizes=(share, share) if self.gated else (share,),
+            output_sizes=self._fused((share, share) if self.gated else (share,)),
             split="column" if self._is_divided(rank) else "none",
             bias=self.bias,
             quantizable=self.quantizable,
@@ -78,6 +80,9 @@ class Mlp(Part):
             f"vLLM refuses to start: intermediate_size {self.intermediate_size} of {self.name} "
             f"is not divisible by TP {rank.tp_size}"
         )
+
+    def _fused(self, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        return (sum(sizes),) if self.fused else sizes
 
     def _share(self, rank: Rank) -> int:
         if not self._is_divided(rank):
