@@ -20,7 +20,6 @@ from vllm_capacity.predict.module_names import (
     equal_or_pattern,
     is_pattern,
     mixed,
-    name_no_layer,
     shards_of,
 )
 from vllm_capacity.predict.modules import Linear, RoutedExperts
@@ -96,9 +95,9 @@ class CompressedTensors(Quantization):
         return next((group for group in targets if group.target.lower() in name), None)
 
     @property
-    def treats_layers_alike(self) -> bool:
-        """Whether no entry has a number in it."""
-        return name_no_layer(self.ignored | {group.target for group in self.groups})
+    def entries(self) -> frozenset[str]:
+        """Names and patterns that it speaks of."""
+        return self.ignored | {group.target for group in self.groups}
 
 
 def read_compressed_tensors(

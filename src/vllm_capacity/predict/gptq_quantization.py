@@ -13,7 +13,6 @@ from vllm_capacity.predict.module_names import (
     is_pattern,
     matches,
     mixed,
-    name_no_layer,
     shards_of,
 )
 from vllm_capacity.predict.modules import Linear, RoutedExperts
@@ -68,9 +67,9 @@ class GptqQuantization(Quantization):
         return next((s for pattern, s in self.rules if found_at_start(pattern, name)), self.base)
 
     @property
-    def treats_layers_alike(self) -> bool:
-        """Whether no rule has a number in it."""
-        return name_no_layer(self.modules | {pattern for pattern, _ in self.rules})
+    def entries(self) -> frozenset[str]:
+        """Names and patterns that it speaks of."""
+        return self.modules | {pattern for pattern, _ in self.rules}
 
 
 def read_gptq(config: Fields, renaming: Renaming) -> _Read:
@@ -210,9 +209,9 @@ class AutoRoundQuantization(Quantization):
         return _gptq_layout(bits, group)
 
     @property
-    def treats_layers_alike(self) -> bool:
-        """Whether no entry has a number in it."""
-        return name_no_layer((*self.blocks, *self.extra))
+    def entries(self) -> frozenset[str]:
+        """Names and patterns that it speaks of."""
+        return frozenset((*self.blocks, *self.extra))
 
 
 def _unpadded(layout: PackedIntegers, experts: RoutedExperts) -> Scheme:

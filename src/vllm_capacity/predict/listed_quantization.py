@@ -7,7 +7,6 @@ from vllm_capacity.predict.module_names import (
     equal_or_pattern,
     matches,
     mixed,
-    name_no_layer,
     skipped,
 )
 from vllm_capacity.predict.modules import Linear, RoutedExperts
@@ -42,9 +41,9 @@ class ListedQuantization(Quantization):
         return (self.head if module.is_head else self.linear) or FullWidth()
 
     @property
-    def treats_layers_alike(self) -> bool:
-        """Whether no entry has a number in it."""
-        return name_no_layer(self.ignored)
+    def entries(self) -> frozenset[str]:
+        """Names and patterns that it speaks of."""
+        return self.ignored
 
 
 def ignored_by_pattern(module: Linear | RoutedExperts, entries: frozenset[str]) -> bool:

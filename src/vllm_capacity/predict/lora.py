@@ -74,7 +74,7 @@ def lora_bytes(
     """
     if slots is None:
         return NOTHING
-    linear = stage.total(rank, lambda module: slots.elements(module, rank.tp_size), alike=True)
+    linear = stage.total(rank, lambda module: slots.elements(module, rank.tp_size))
     vocabulary = 2 * (stage.model.vocab_size + stage.model.hidden_size) * slots.rank * slots.slots
     size = Bytes(element_bytes * (linear + vocabulary))
     return Estimate(

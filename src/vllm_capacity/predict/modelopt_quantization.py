@@ -3,8 +3,11 @@
 Source: vLLM 0.32 ``layers/quantization/modelopt.py``.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import islice, takewhile
 from typing import Any
 
 from vllm_capacity.predict.fields import Fields
@@ -14,7 +17,6 @@ from vllm_capacity.predict.module_names import (
     Renaming,
     like_shell,
     mixed,
-    name_no_layer,
     shards_of,
     skipped,
 )
@@ -99,12 +101,14 @@ class ModelOptQuantization(Quantization):
         common: schemes of all layers, None where every layer has an algorithm of its own.
         own: algorithm of each layer by name, in mixed precision.
         schemes: schemes of each algorithm that ``own`` names.
+        ordered: the names of ``own`` in order, each with its place in the file.
         excluded: names, parts of names or shell patterns of layers at full width.
     """
 
     common: Algorithm | None
     own: Mapping[str, str] = field(default_factory=dict, hash=False)
     schemes: Mapping[str, Algorithm] = field(default_factory=dict, hash=False)
+    ordered: tuple[tuple[str, int], ...] = field(default=(), hash=False)
     excluded: frozenset[str] = frozenset()
 
     def scheme(self, module: Linear | RoutedExperts) -> Scheme:
@@ -125,11 +129,11 @@ class ModelOptQuantization(Quantization):
         if not self.excluded:
             return False
         name = module.name
-        if skipped(module, self.excluded):
+        if name in self.excluded or skipped(module, self.excluded):
             return True
         names = (name, name.removeprefix("language_model."))
         part = any(entry != name and entry in text for entry in self.excluded for text in names)
-        return part or any(like_shell(entry, name) for entry in self.excluded)
+        return part or any(like_shell(entry, name) for entry in _shell_patterns(self.excluded))
 
     def _own_scheme(self, module: Linear | RoutedExperts) -> Scheme:
         found = set(self._own_algorithms(module))
@@ -155,15 +159,27 @@ class ModelOptQuantization(Quantization):
         if module.name.endswith(".experts"):
             parents.append(module.name.removesuffix("experts"))
         for parent in parents:
-            for name, own in self.own.items():
-                if name.startswith(parent):
-                    return (own,)
+            if first := self._first_under(parent):
+                return (self.own[first],)
         return ()
 
+    def _first_under(self, parent: str) -> str | None:
+        """The first name in the file that begins with ``parent``."""
+        start = bisect_left(self.ordered, (parent, 0))
+        under = takewhile(
+            lambda entry: entry[0].startswith(parent), islice(self.ordered, start, None)
+        )
+        return min(((place, name) for name, place in under), default=(0, None))[1]
+
     @property
-    def treats_layers_alike(self) -> bool:
-        """Whether no entry has a number in it."""
-        return name_no_layer((*self.excluded, *self.own))
+    def entries(self) -> frozenset[str]:
+        """Names and patterns that it speaks of."""
+        return frozenset((*self.excluded, *(f"{name}.={own}" for name, own in self.own.items())))
+
+
+@lru_cache(maxsize=8)
+def _shell_patterns(entries: frozenset[str]) -> tuple[str, ...]:
+    return tuple(entry for entry in entries if any(letter in entry for letter in "*?["))
 
 
 def _of_kind(known: Algorithm, module: Linear | RoutedExperts) -> Scheme:
@@ -319,6 +335,7 @@ def _mixed_precision(
         name=_NAMES[_MIXED],
         common=None,
         own=own,
+        ordered=tuple(sorted((each, place) for place, each in enumerate(own))),
         schemes=schemes,
         excluded=excluded,
         kv_cache_dtype=cache,

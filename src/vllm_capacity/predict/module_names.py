@@ -5,7 +5,7 @@ these differ in their quantisation vLLM refuses to start.
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -14,6 +14,10 @@ from vllm_capacity.predict.modules import Linear, RoutedExperts
 from vllm_capacity.predict.quantization import Refused
 
 Matches = Callable[[str], bool]
+#: A whole layer number in a name or a pattern.
+_LAYER_NUMBER = re.compile(r"(?:layers?|blocks?|h)\\?\.(\d+)(?=\\?\.|$)")
+_PATTERN = re.compile(r"^re:|[*?\[]")
+_ANY_NUMBER = re.compile(r"(?<![A-Za-z_])\d")
 
 
 class MixedShardsError(ValueError):
@@ -142,6 +146,41 @@ def like_shell(entry: str, name: str) -> bool:
     return fnmatchcase(name, entry)
 
 
-def name_no_layer(entries: Iterable[str]) -> bool:
-    """Whether no entry can tell one layer's number from another's."""
-    return not any(character.isdigit() for entry in entries for character in entry)
+class LayerMentions:
+    """Which layers the entries of a quantisation tell from others.
+
+    Args:
+        entries: names and patterns.
+    """
+
+    def __init__(self, entries: Iterable[str]) -> None:
+        mentioned: dict[int, set[str]] = {}
+        self._odd = False
+        for entry in entries:
+            found = _LAYER_NUMBER.search(entry)
+            if found is not None:
+                rest = f"{entry[: found.start(1)]}#{entry[found.end(1) :]}"
+                mentioned.setdefault(int(found[1]), set()).add(rest)
+            elif _may_tell_layers(entry):
+                self._odd = True
+        self._mentioned = {number: frozenset(rest) for number, rest in mentioned.items()}
+
+    def of(self, path: str) -> Hashable:
+        """Equal for layers that no entry tells apart; ``path`` is the layer's."""
+        number = path.rpartition(".")[2]
+        if self._odd or not number.isdecimal():
+            return path
+        return self._mentioned.get(int(number))
+
+
+def _may_tell_layers(entry: str) -> bool:
+    """Whether an entry without a whole layer number may still hold for some layers only."""
+    if entry[:1].isdigit() or entry.startswith("."):
+        return True
+    return _PATTERN.search(entry) is not None and _ANY_NUMBER.search(entry) is not None
+
+
+@lru_cache(maxsize=16)
+def layer_mentions(entries: frozenset[str]) -> LayerMentions:
+    """The mentions of a quantisation's entries."""
+    return LayerMentions(entries)

@@ -5,7 +5,7 @@ that quantises while it loads creates full-width parameters; ``loaded_…`` then
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from vllm_capacity.predict.modules import Attention, Linear, RoutedExperts
@@ -120,6 +120,9 @@ class Quantization(ABC):
     name: str | None
     kv_cache_dtype: str | None = None
     kv_scales: KvScales = KvScales()
+    _schemes: dict[Linear | RoutedExperts, Scheme] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @abstractmethod
     def scheme(self, module: Linear | RoutedExperts) -> Scheme:
@@ -127,8 +130,8 @@ class Quantization(ABC):
 
     @property
     @abstractmethod
-    def treats_layers_alike(self) -> bool:
-        """Whether layers differ in no way but their number; False where that is uncertain."""
+    def entries(self) -> frozenset[str]:
+        """Names and patterns that it speaks of, by which it may tell layers apart."""
 
     def linear_bytes(self, linear: Linear, element_bytes: int) -> int:
         """Bytes of a linear layer's parameters, bias included."""
@@ -137,7 +140,7 @@ class Quantization(ABC):
 
     def experts_bytes(self, experts: RoutedExperts, element_bytes: int) -> int:
         """Bytes of a layer's routed experts."""
-        return self.scheme(experts).experts_bytes(experts, element_bytes)
+        return self._known(experts).experts_bytes(experts, element_bytes)
 
     def loaded_linear_bytes(self, linear: Linear, element_bytes: int) -> int:
         """Bytes of a linear layer after quantising at load, bias included."""
@@ -147,7 +150,7 @@ class Quantization(ABC):
 
     def loaded_experts_bytes(self, experts: RoutedExperts, element_bytes: int) -> int:
         """Bytes of a layer's routed experts after quantising at load."""
-        return self.scheme(experts).loaded_experts_bytes(experts, element_bytes)
+        return self._known(experts).loaded_experts_bytes(experts, element_bytes)
 
     def attention_bytes(self, element_bytes: int, attention: Attention | None = None) -> int:
         """Bytes of the scale parameters of one attention layer, None for any."""
@@ -159,13 +162,20 @@ class Quantization(ABC):
 
     def refusal(self, module: Linear | RoutedExperts, *, tensor_parallel: int) -> str | None:
         """Why vLLM would not build this layer, None if it would."""
-        scheme = self._scheme(module) if isinstance(module, Linear) else self.scheme(module)
+        scheme = self._scheme(module) if isinstance(module, Linear) else self._known(module)
         if isinstance(module, Linear) and module.is_tied and not isinstance(scheme, FullWidth):
             return "a quantised logits head that is tied to the embedding is not described exactly"
         return scheme.refusal(module, tensor_parallel=tensor_parallel)
 
     def _scheme(self, linear: Linear) -> Scheme:
-        return self.scheme(linear) if linear.quantizable else FullWidth()
+        return self._known(linear) if linear.quantizable else FullWidth()
+
+    def _known(self, module: Linear | RoutedExperts) -> Scheme:
+        """The scheme, looked for once: long lists of names are slow to search."""
+        known = self._schemes.get(module)
+        if known is None:
+            known = self._schemes[module] = self.scheme(module)
+        return known
 
 
 def _bias_bytes(linear: Linear, element_bytes: int) -> int:
@@ -182,7 +192,7 @@ class Unquantized(Quantization):
 
     name: None = None
     expert_multiple: int = 1
-    treats_layers_alike: ClassVar[bool] = True
+    entries: ClassVar[frozenset[str]] = frozenset()
 
     def scheme(self, module: Linear | RoutedExperts) -> Scheme:
         """Full width, whatever it is."""

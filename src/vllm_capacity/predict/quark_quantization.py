@@ -17,7 +17,6 @@ from vllm_capacity.predict.module_names import (
     is_pattern,
     like_shell,
     mixed,
-    name_no_layer,
     shards_of,
 )
 from vllm_capacity.predict.modules import Attention, Linear, RoutedExperts
@@ -95,9 +94,9 @@ class QuarkQuantization(Quantization):
         return Quantization.attention_bytes(self, element_bytes, attention)
 
     @property
-    def treats_layers_alike(self) -> bool:
-        """Whether no entry has a number in it."""
-        return name_no_layer(self.excluded | {pattern for pattern, _ in self.own})
+    def entries(self) -> frozenset[str]:
+        """Names and patterns that it speaks of."""
+        return self.excluded | {pattern for pattern, _ in self.own}
 
 
 def read_quark(config: Fields, renaming: Renaming) -> _Read:

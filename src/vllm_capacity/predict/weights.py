@@ -1,11 +1,12 @@
 """The parameters and buffers of every rank, as vLLM constructs them."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 
 from vllm_capacity.predict.dtypes import element_bytes
 from vllm_capacity.predict.model import Layer, Model, NamedCache
+from vllm_capacity.predict.module_names import layer_mentions
 from vllm_capacity.predict.modules import Linear, Module, Plain, RoutedExperts
 from vllm_capacity.predict.parallel import Rank
 from vllm_capacity.predict.quantization import Quantization, Unquantized
@@ -74,26 +75,32 @@ class StageModel:
             for part in layer.parts:
                 yield from part.caches(rank, layer.path)
 
-    def kinds(self) -> Iterator[tuple[int, Layer]]:
-        """How many layers of each kind there are, and an example of each."""
-        count: dict[int, int] = {}
-        example: dict[int, Layer] = {}
+    def kinds(self, quantization: Quantization | None = None) -> Iterator[tuple[int, Layer]]:
+        """How many layers of each kind there are, and an example of each.
+
+        Layers are of a kind where they share their parts, and no entry of the quantisation tells
+        them apart.
+        """
+        mentions = None if quantization is None else layer_mentions(quantization.entries)
+        count: dict[Hashable, int] = {}
+        example: dict[Hashable, Layer] = {}
         for layer in self.layers:
-            key = id(layer.parts)
+            key = id(layer.parts), None if mentions is None else mentions.of(layer.path)
             count[key] = count.get(key, 0) + 1
             example.setdefault(key, layer)
         return ((count[key], example[key]) for key in example)
 
-    def total(self, rank: Rank, measure: Callable[[Module], int], *, alike: bool) -> int:
-        """The measure summed over the rank; ``alike`` layers of a kind are measured once."""
+    def total(
+        self, rank: Rank, measure: Callable[[Module], int], quantization: Quantization | None = None
+    ) -> int:
+        """The measure summed over the rank; layers of a kind are measured once."""
 
         def over(modules: Iterable[Module]) -> int:
             return sum(map(measure, modules))
 
-        size = over(self.outer_modules(rank))
-        if not alike:
-            return size + sum(over(layer_modules(layer, rank)) for layer in self.layers)
-        return size + sum(count * over(layer_modules(layer, rank)) for count, layer in self.kinds())
+        layers = self.kinds(quantization)
+        inner = sum(count * over(layer_modules(layer, rank)) for count, layer in layers)
+        return over(self.outer_modules(rank)) + inner
 
 
 def layer_modules(layer: Layer, rank: Rank) -> Iterator[Module]:
@@ -117,7 +124,7 @@ def weights_bytes(stage: StageModel, rank: Rank, widths: Widths) -> Bytes:
             module = under_quantization(module, quantization)
         return module_bytes(module, width, quantization)
 
-    size = stage.total(rank, measure, alike=quantization.treats_layers_alike)
+    size = stage.total(rank, measure, quantization)
     return Bytes(size + sum(_table_bytes(table, widths) for table in stage.rope_tables(rank)))
 
 
@@ -155,7 +162,7 @@ def allocator_slack_bytes(stage: StageModel, rank: Rank, widths: Widths) -> Byte
         return sum(map(_tensor_slack, sizes))
 
     tables = sum(_tensor_slack(_table_bytes(table, widths)) for table in stage.rope_tables(rank))
-    return Bytes(tables + stage.total(rank, slack, alike=True))
+    return Bytes(tables + stage.total(rank, slack, widths.quantization))
 
 
 def _tensor_bytes(module: Module, width: int, quantization: Quantization) -> tuple[int, ...]:
@@ -199,9 +206,7 @@ def refusal(stage: StageModel, rank: Rank, quantization: Quantization) -> str | 
             return reason
     if isinstance(quantization, Unquantized):
         return None
-    layers = [layer for _, layer in stage.kinds()]
-    if not quantization.treats_layers_alike:
-        layers = list(stage.layers)
+    layers = [layer for _, layer in stage.kinds(quantization)]
     inner = (module for layer in layers for module in layer_modules(layer, rank))
     return _quantization_refusal(chain(stage.outer_modules(rank), inner), rank, quantization)
 
