@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "target_settings": {"", "predict"},
     "settings": {"", "predict", "setting_values", "target_settings"},
     "logs": {""},
-    "deployment": {"", "predict", "observe", "compare", "calibrate"},
+    "deployment": {"", "predict", "observe", "compare"},
     "startup_watch": {"", "observe", "predict", "calibrate"},
     "calibrate": {"", "predict", "observe"},
     "source_watch": {"", "compare"},

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NoReturn
 
-from vllm_capacity import __version__
 from vllm_capacity.errors import CapacityError, InputError
 
 COMMANDS = {
@@ -54,13 +53,23 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
+class _Version(argparse.Action):
+    """Prints the version, which is only looked for then."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        from vllm_capacity import __version__  # noqa: PLC0415 (slow to find out)
+
+        print(f"vllm-capacity {__version__}")
+        parser.exit()
+
+
 def _parser(name: str | None) -> argparse.ArgumentParser:
     parser = _Parser(
         prog="vllm-capacity",
         description="Predicts what vLLM's KV cache ought to be, and compares it with the engine.",
         epilog=_EPILOG,
     )
-    parser.add_argument("--version", action="version", version=f"vllm-capacity {__version__}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     for command, summary in COMMANDS.items():
         sub = subparsers.add_parser(command, help=summary, description=summary.capitalize() + ".")

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from vllm_capacity.calibrate import calibrated_deployment
 from vllm_capacity.compare.fleet import PredictionStatus
 from vllm_capacity.compare.headroom import Limits
 from vllm_capacity.errors import EngineArgsError, ModelConfigError
@@ -22,6 +21,7 @@ from vllm_capacity.predict import (
     VllmVersion,
     predict,
 )
+from vllm_capacity.predict.calibrated_deployment import calibrated_deployment
 from vllm_capacity.predict.calibration import Calibration
 from vllm_capacity.units import Bytes
 

@@ -21,11 +21,23 @@ from vllm_capacity.predict.fields import Fields
 from vllm_capacity.predict.layer_cache import AttentionCache
 from vllm_capacity.predict.model import Model, NamedCache, Stages
 from vllm_capacity.predict.models.drafts import Target, beside_draft, build_draft
-from vllm_capacity.predict.models.sliding import BUILDERS
+from vllm_capacity.predict.models.registry import architectures_of
 from vllm_capacity.predict.parallel import Rank, ranks, stage_layers
 from vllm_capacity.predict.quantization import Quantization, Unquantized
 from vllm_capacity.predict.refusal import Refusal
 from vllm_capacity.predict.weights import StageModel, Widths, refusal, weights_bytes
+
+FAMILY = architectures_of(
+    "backend",
+    "gated_attention",
+    "gemma",
+    "gpt_oss",
+    "llama4",
+    "mimo_v2",
+    "sparse_windows",
+    "step",
+    "windows",
+)
 
 CASES = rows("models_sliding")
 BUILT = [case for case in CASES if "weights_bytes" in case["expected"]]
@@ -219,7 +231,7 @@ def test_a_draft_has_the_weights_that_vllm_constructs_for_it(case: dict[str, Any
     assert found == case["expected"]["draft"]["weights_bytes"]
 
 
-@pytest.mark.parametrize("architecture", sorted(BUILDERS))
+@pytest.mark.parametrize("architecture", FAMILY)
 def test_a_class_is_tried_alone_over_tensor_ranks_and_over_stages(architecture: str) -> None:
     cases = [case for case in BUILT if case["config"]["architectures"] == [architecture]]
     arguments = [case["engine_args"] for case in cases]
@@ -270,7 +282,7 @@ def test_layers_that_are_alike_share_their_parts_so_that_they_are_measured_once(
     assert len({id(layer.parts) for layer in model.layers}) == 2
 
 
-@pytest.mark.parametrize("architecture", sorted(BUILDERS))
+@pytest.mark.parametrize("architecture", FAMILY)
 @given(
     values=st.dictionaries(
         st.sampled_from(

@@ -3,14 +3,16 @@
 import argparse
 import shlex
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from vllm_capacity.deployment import DeploymentFacts, served_version
 from vllm_capacity.errors import EngineArgsError, Fault, SourceError
 from vllm_capacity.predict import EngineArgs, VllmVersion, gpu_given
 from vllm_capacity.predict.engine_args import ENGINE_FLAGS
 from vllm_capacity.sources.model_files import ModelFiles, read_model_config
-from vllm_capacity.sources.vllm_http import ServedModel
+
+if TYPE_CHECKING:
+    from vllm_capacity.sources.vllm_http import ServedModel
 
 T = TypeVar("T")
 
@@ -60,7 +62,7 @@ def add_deployment_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def deployment_facts(
-    args: argparse.Namespace, *, served: ServedModel | None = None, version: str | None = None
+    args: argparse.Namespace, *, served: "ServedModel | None" = None, version: str | None = None
 ) -> DeploymentFacts:
     """What the flags say of a deployment, and where they are silent the server.
 

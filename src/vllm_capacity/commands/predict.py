@@ -5,14 +5,13 @@ import json
 import sys
 from collections.abc import Iterator
 
-from vllm_capacity.calibrate import calibrated_deployment
-from vllm_capacity.commands.calibration_files import read_calibration
 from vllm_capacity.commands.engine_flags import add_deployment_flags, deployment_facts
 from vllm_capacity.commands.predict_answers import add_workload_flags, question_of
 from vllm_capacity.commands.predict_jsonl import answer_line
 from vllm_capacity.commands.predict_table import fits, render
 from vllm_capacity.errors import EngineArgsError, Fault, ModelConfigError
 from vllm_capacity.predict import Deployment, ModelConfig
+from vllm_capacity.predict.calibrated_deployment import calibrated_deployment
 from vllm_capacity.predict.calibration import Calibration
 from vllm_capacity.sources.profile_file import save_profile
 
@@ -108,6 +107,10 @@ def _deployment(args: argparse.Namespace) -> Deployment:
     )
     if args.calibrate_from is None:
         return deployment
+    from vllm_capacity.commands.calibration_files import (  # noqa: PLC0415 (only with a log)
+        read_calibration,
+    )
+
     return calibrated_deployment(deployment, read_calibration(args.calibrate_from))
 
 

@@ -8,7 +8,7 @@ from vllm_capacity.errors import Fault, ModelConfigError
 from vllm_capacity.predict.dtypes import MODEL_DTYPES
 from vllm_capacity.predict.fields import Fields
 from vllm_capacity.predict.model import Model
-from vllm_capacity.predict.models import BUILDERS
+from vllm_capacity.predict.models.registry import builder_of
 from vllm_capacity.predict.refusal import Refusal
 from vllm_capacity.units import Tokens
 
@@ -112,7 +112,7 @@ def _described(model: ModelConfig, config: Fields, names: tuple[str, ...]) -> Mo
         raise Refusal(f"more than one architecture is listed: {', '.join(names)}")
     if not names[0]:
         return model
-    builder = BUILDERS.get(names[0])
+    builder = builder_of(names[0])
     if builder is None:
         raise Refusal(f"architecture {names[0]} is not described exactly yet")
     built = builder(_with_quantization(config, model.quantization_config))

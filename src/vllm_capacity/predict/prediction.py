@@ -37,7 +37,6 @@ from vllm_capacity.predict.memory_budget import (
 )
 from vllm_capacity.predict.model import NO_RENAMES, Model
 from vllm_capacity.predict.model_config import ModelConfig
-from vllm_capacity.predict.models.drafts import Target, beside_draft, build_draft
 from vllm_capacity.predict.models.renamings import RENAMINGS
 from vllm_capacity.predict.module_names import Renaming
 from vllm_capacity.predict.parallel import Rank, ranks, stage_layers
@@ -154,8 +153,6 @@ class _Prediction:
             env=deployment.env,
         )
         self.draft = self._draft()
-        if self.speculative is not None:
-            self.model = beside_draft(self.model, self.speculative.method)
         self.widths = self._widths()
         self.ranks = ranks(
             tensor_parallel=self.resolved.tensor_parallel_size,
@@ -189,9 +186,16 @@ class _Prediction:
         )
 
     def _draft(self) -> Model | None:
+        """The draft model; the target is then built as it is beside one."""
         speculative, described = self.speculative, self.deployment.model
         if speculative is None:
             return None
+        from vllm_capacity.predict.models.drafts import (  # noqa: PLC0415 (loads many families)
+            Target,
+            beside_draft,
+            build_draft,
+        )
+
         faults: list[Fault] = []
         config = speculative.draft_config
         draft = build_draft(
@@ -208,6 +212,7 @@ class _Prediction:
         if faults:
             fault = faults[0]
             raise Refusal(f"speculative_config: {fault.key} {fault.problem}")
+        self.model = beside_draft(self.model, speculative.method)
         return draft
 
     def _widths(self) -> Widths:

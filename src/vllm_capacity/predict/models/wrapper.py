@@ -8,7 +8,7 @@ from vllm_capacity.predict.fields import Fields
 from vllm_capacity.predict.model import NO_RENAMES, Model, Outside, Renames
 from vllm_capacity.predict.models.builder import Builder
 from vllm_capacity.predict.models.config_defaults import ARCHITECTURES, TEXT_DEFAULTS
-from vllm_capacity.predict.models.text import TEXT_BUILDERS
+from vllm_capacity.predict.models.registry import text_builder_of
 from vllm_capacity.predict.refusal import Refusal
 
 #: The outer configuration and the text model's → what stands beside the text model.
@@ -173,7 +173,7 @@ def _builder(text: Fields, wrapper: Wrapper) -> Builder:
     if name is None:
         listed = text.texts("architectures")
         name = listed[0] if listed else ARCHITECTURES.get(text.text("model_type") or "")
-    builder = TEXT_BUILDERS.get(name or "")
+    builder = text_builder_of(name or "")
     if builder is None:
         what = name or f"model_type {text.values.get('model_type')}"
         raise Refusal(f"{wrapper.source} around {what} is not described exactly yet")
