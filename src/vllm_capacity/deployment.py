@@ -23,6 +23,7 @@ from vllm_capacity.predict import (
 )
 from vllm_capacity.predict.calibrated_deployment import calibrated_deployment
 from vllm_capacity.predict.calibration import Calibration
+from vllm_capacity.predict.checkpoint_check import checkpoint_mismatch
 from vllm_capacity.units import Bytes
 
 _LIMITS = ("max_model_len", "max_num_seqs", "max_num_batched_tokens")
@@ -37,6 +38,7 @@ class DeploymentFacts:
         hf_quant_config: hf_quant_config.json beside it, if there.
         config_problem: why there is no config, in one sentence.
         config_source: where it was read, for messages.
+        checkpoint_bytes: of the tensors beside it; None if not at hand.
         given_args: arguments given to us by flag or file.
         cache_config: labels of ``vllm:cache_config_info``.
         max_model_len: as ``/v1/models`` says.
@@ -50,6 +52,7 @@ class DeploymentFacts:
     hf_quant_config: Mapping[str, Any] | None = None
     config_problem: str = "no config.json: give --model-config"
     config_source: str = "config.json"
+    checkpoint_bytes: Bytes | None = None
     given_args: EngineArgs
     cache_config: Mapping[str, str] = field(default_factory=dict)
     max_model_len: int | None = None
@@ -79,12 +82,21 @@ def predict_deployment(facts: DeploymentFacts) -> PredictionStatus:
         )
         if facts.calibration is not None:
             deployment = calibrated_deployment(deployment, facts.calibration)
+        mismatch = _mismatch(facts, deployment)
+        if mismatch is not None:
+            return PredictionStatus(prediction=None, reason="bad_config", message=mismatch)
         prediction = predict(deployment)
     except ModelConfigError as error:
         return PredictionStatus(prediction=None, reason="bad_config", message=str(error))
     except EngineArgsError as error:
         return PredictionStatus(prediction=None, reason="bad_arguments", message=str(error))
     return PredictionStatus(prediction=prediction, **_verdict(prediction))
+
+
+def _mismatch(facts: DeploymentFacts, deployment: Deployment) -> str | None:
+    if facts.checkpoint_bytes is None:
+        return None
+    return checkpoint_mismatch(deployment, facts.checkpoint_bytes)
 
 
 def _verdict(prediction: Prediction) -> dict[str, str]:

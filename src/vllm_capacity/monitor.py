@@ -213,6 +213,7 @@ class Monitor:
             config=files.config,
             hf_quant_config=files.hf_quant_config,
             config_source=files.path,
+            checkpoint_bytes=files.checkpoint_bytes,
         )
 
     def _publish(self) -> None:

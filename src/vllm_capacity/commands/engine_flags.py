@@ -75,6 +75,7 @@ def deployment_facts(
         config=None if files is None else files.config,
         hf_quant_config=None if files is None else files.hf_quant_config,
         config_source="config.json" if files is None else files.path,
+        checkpoint_bytes=None if files is None else files.checkpoint_bytes,
         given_args=_given_args(args),
         max_model_len=None if served is None else served.max_model_len,
         vllm_version=_read("vllm-version", args.vllm_version, VllmVersion.parse)

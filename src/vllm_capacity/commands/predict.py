@@ -13,6 +13,7 @@ from vllm_capacity.errors import EngineArgsError, Fault, ModelConfigError
 from vllm_capacity.predict import Deployment, ModelConfig
 from vllm_capacity.predict.calibrated_deployment import calibrated_deployment
 from vllm_capacity.predict.calibration import Calibration
+from vllm_capacity.predict.checkpoint_check import checkpoint_mismatch
 from vllm_capacity.sources.profile_file import save_profile
 
 _EPILOG = """\
@@ -105,6 +106,10 @@ def _deployment(args: argparse.Namespace) -> Deployment:
         env=_environment(args.env),
         flashinfer=args.flashinfer,
     )
+    if facts.checkpoint_bytes is not None:
+        mismatch = checkpoint_mismatch(deployment, facts.checkpoint_bytes)
+        if mismatch is not None:
+            raise ModelConfigError(facts.config_source, [Fault("", None, mismatch)])
     if args.calibrate_from is None:
         return deployment
     from vllm_capacity.commands.calibration_files import (  # noqa: PLC0415 (only with a log)

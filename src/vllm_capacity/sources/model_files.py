@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from vllm_capacity.errors import SourceError
-from vllm_capacity.units import MIB
+from vllm_capacity.sources.checkpoint_files import checkpoint_bytes
+from vllm_capacity.units import MIB, Bytes
 
 MAX_CONFIG_BYTES = 8 * MIB
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -30,11 +31,13 @@ class ModelFiles:
         config: ``config.json``.
         hf_quant_config: ModelOpt's ``hf_quant_config.json``, where there is one.
         path: the ``config.json`` that was read.
+        checkpoint_bytes: of the tensors beside it; None where there are none, or not all.
     """
 
     config: dict[str, Any]
     hf_quant_config: dict[str, Any] | None
     path: str
+    checkpoint_bytes: Bytes | None = None
 
 
 def read_model_config(where: str) -> ModelFiles:
@@ -55,6 +58,7 @@ def read_model_config(where: str) -> ModelFiles:
         config=_json_object(path),
         hf_quant_config=_json_object(beside) if _kind(beside) is not None else None,
         path=str(path),
+        checkpoint_bytes=checkpoint_bytes(path.parent),
     )
 
 
