@@ -1,44 +1,67 @@
 """The peak of activation memory in the profiling run: the largest of named phases.
 
-vLLM profiles one full batch, then one sampler run over ``max_num_seqs`` rows of logits. Sizes
-follow from the operations; ``docs/method.md`` shows them against measured start-ups.
+vLLM profiles the encoder of a multimodal model, then one full batch, then one sampler run over
+``max_num_seqs`` rows of logits. Sizes follow from the operations; ``docs/method.md`` shows them
+against measured start-ups.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
+from vllm_capacity.predict.encoder_budget import Encoded, encoded
+from vllm_capacity.predict.loaded_weights import keeps_no_workspace
 from vllm_capacity.predict.model import Transient
+from vllm_capacity.predict.modules import Linear
+from vllm_capacity.predict.packed_quantization import Integer8
 from vllm_capacity.predict.parallel import Rank
+from vllm_capacity.predict.quantization import Quantization
+from vllm_capacity.predict.samplers import Sampler
 from vllm_capacity.predict.vllm_version import VllmVersion
-from vllm_capacity.predict.weights import StageModel
+from vllm_capacity.predict.weights import StageModel, Widths, layer_modules
 from vllm_capacity.units import MIB, Bytes
 
-#: bf16 logits 2, fp32 logits 4, sorted values 4, sorted int64 indices 8, scratch of CUDA's
-#: segmented sort 20.
-NATIVE_SORT_BYTES_PER_LOGIT = 38.0
-#: bf16 logits 2, fp32 logits 4, masked logits 4, probabilities 4.
-FLASHINFER_BYTES_PER_LOGIT = 14.0
-#: As FlashInfer's, and half a byte that measured start-ups of 0.17 and 0.19 add.
-TRITON_BYTES_PER_LOGIT = 14.5
-_NATIVE_SORT = "native sort"
 #: A release that sorts, of the time when start-ups that sort were published.
 SORTING_RELEASE = VllmVersion(0, 11)
-#: First release whose start-ups measure the light sampler; 0.16 still sorts.
-_TRITON_SAMPLER = VllmVersion(0, 17)
-#: First release seen to take FlashInfer's sampler unless told otherwise.
-_FLASHINFER_BY_DEFAULT = VllmVersion(0, 21)
 #: First release seen whose MoE workspace outlives the layers that use it.
 _MOE_WORKSPACE_STAYS = VllmVersion(0, 13)
-#: cuBLAS workspace on Hopper; 8 MiB elsewhere.
-_CUBLAS_HOPPER = 32 * MIB
-_CUBLAS = 8 * MIB
 _PHASE_ORIGINS = {
     "mlp": "gate, up and activated product of one layer",
     "experts": "workspaces of the fused experts",
+    "encoder": "the widest layer of the profiled encoder",
 }
 #: How far measured peaks lie from the law: residuals of the start-ups in docs/method.md.
 _LAW_ERROR_RATIO = 0.03
 _LAW_ERROR_BYTES = 96 * MIB
+
+
+class _Chip(NamedTuple):
+    """What of a GPU counts beside its memory.
+
+    Attributes:
+        multiprocessors: of its largest product.
+        cache_bytes: second-level cache, which PyTorch's autotuner clears with a buffer as large.
+        cublas_bytes: cuBLAS workspace.
+    """
+
+    multiprocessors: int
+    cache_bytes: int
+    cublas_bytes: int = 8 * MIB
+
+
+_HOPPER = _Chip(132, 50 * MIB, 32 * MIB)
+#: By compute capability. Source: NVIDIA's architecture white papers; PyTorch
+#: ``aten/src/ATen/cuda/CUDABlas.cpp``, ``_parseChosenWorkspaceSize``.
+_CHIPS = {
+    (7, 5): _Chip(72, 6 * MIB),
+    (8, 0): _Chip(108, 40 * MIB),
+    (8, 6): _Chip(84, 6 * MIB),
+    (8, 9): _Chip(142, 96 * MIB),
+    (9, 0): _HOPPER,
+    (10, 0): _Chip(148, 126 * MIB, 32 * MIB),
+    (10, 3): _Chip(148, 126 * MIB, 32 * MIB),
+    (12, 0): _Chip(188, 128 * MIB, 12 * MIB),
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,73 +77,6 @@ class Phase:
     name: str
     bytes: Bytes
     origin: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Sampler:
-    """Which top-k/top-p implementation runs, and the bytes that it needs per logit.
-
-    Attributes:
-        low, high: the lightest and heaviest implementation that is possible.
-    """
-
-    name: str
-    bytes_per_logit: float
-    low: float
-    high: float
-
-    @property
-    def sorts(self) -> bool:
-        """Whether it is PyTorch's sort, as releases to 0.16 have it."""
-        return self.name == _NATIVE_SORT
-
-
-def choose_sampler(
-    version: VllmVersion | None,
-    env: Mapping[str, str],
-    *,
-    flashinfer: bool | None,
-    capability: tuple[int, int] | None,
-) -> Sampler:
-    """The sampler of a release.
-
-    Args:
-        version: None where it is not known.
-        env: ``VLLM_USE_FLASHINFER_SAMPLER`` decides where it is set.
-        flashinfer: whether FlashInfer is installed; None for what the release's image ships.
-        capability: compute capability; FlashInfer's sampler needs 7.5.
-
-    Source: vLLM 0.32 ``v1/sample/ops/topk_topp_sampler.py``.
-    """
-    asked = env.get("VLLM_USE_FLASHINFER_SAMPLER")
-    possible = flashinfer is not False and (capability is None or capability >= (7, 5))
-    if asked == "1" and possible:
-        return _sampler("flashinfer", FLASHINFER_BYTES_PER_LOGIT)
-    if asked is None and possible and (version is None or version >= _FLASHINFER_BY_DEFAULT):
-        # Triton's is the fallback where FlashInfer turns out not to build for the GPU.
-        return Sampler(
-            name="flashinfer",
-            bytes_per_logit=FLASHINFER_BYTES_PER_LOGIT,
-            low=FLASHINFER_BYTES_PER_LOGIT,
-            high=TRITON_BYTES_PER_LOGIT,
-        )
-    if version is None:
-        # Without FlashInfer an unknown release may sort; the heavier one is the safer number.
-        return Sampler(
-            name=_NATIVE_SORT,
-            bytes_per_logit=NATIVE_SORT_BYTES_PER_LOGIT,
-            low=TRITON_BYTES_PER_LOGIT,
-            high=NATIVE_SORT_BYTES_PER_LOGIT,
-        )
-    if version >= _TRITON_SAMPLER:
-        return _sampler("triton", TRITON_BYTES_PER_LOGIT)
-    return _sampler(_NATIVE_SORT, NATIVE_SORT_BYTES_PER_LOGIT)
-
-
-def _sampler(name: str, bytes_per_logit: float) -> Sampler:
-    return Sampler(
-        name=name, bytes_per_logit=bytes_per_logit, low=bytes_per_logit, high=bytes_per_logit
-    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,12 +103,27 @@ class Batch:
     """The batch that is profiled.
 
     Attributes:
-        element_bytes: width of the model's dtype.
+        max_model_len, block_size: they bound the context that latent attention expands at once.
+        compiled: whether the model is compiled.
+        data_parallel: replicas whose tokens the experts see.
     """
 
     max_num_seqs: int
     max_num_batched_tokens: int
-    element_bytes: int
+    max_model_len: int = 0
+    block_size: int = 16
+    compiled: bool = True
+    data_parallel: int = 1
+
+    @property
+    def context_tokens(self) -> int:
+        """Tokens of the context that latent attention expands at a time.
+
+        Source: vLLM 0.19 ``layers/attention/mla_attention.py``,
+        ``determine_chunked_prefill_workspace_size``.
+        """
+        pages = self.max_num_seqs * self.block_size
+        return max(min(max(8 * self.max_model_len, 4 * pages), 64 * 1024), pages)
 
 
 def activation_peak(
@@ -162,41 +133,17 @@ def activation_peak(
     batch: Batch,
     sampler: Sampler,
     version: VllmVersion,
-    capability: tuple[int, int] | None,
+    widths: Widths,
 ) -> ActivationPeak:
     """The peak on one rank."""
-    width, tokens, hidden = (
-        batch.element_bytes,
-        batch.max_num_batched_tokens,
-        stage.model.hidden_size,
-    )
-    cublas = _CUBLAS_HOPPER if capability in {None, (9, 0)} else _CUBLAS
-    transients = list(_transients(stage, rank))
-    kept = 0
-    if version >= _MOE_WORKSPACE_STAYS:
-        kept = width * tokens * max((each.workspace_elements for each in transients), default=0)
-    # A stage receives hidden states and residual besides its own.
-    passed_on = 2 * width * tokens * hidden if rank.pp_size > 1 else 0
-    base = width * tokens * hidden + cublas + passed_on + _encoded(stage, rank, width * tokens)
-    rows = 2 * width * batch.max_num_seqs * hidden
-
-    def sampling(bytes_per_logit: float) -> int:
-        # The numbers of bytes count logits of 16 bits.
-        each = bytes_per_logit + width - 2
-        logits = each * batch.max_num_seqs * stage.model.vocab_size
-        return round(logits) + base + rows + kept
-
-    phases = [_forward_phase(transients, base, width * tokens)]
+    run = _Run(stage, rank, batch, version, widths)
+    phases = list(run.forward_phases())
+    lows = highs = [phase.bytes for phase in phases]
     if rank.is_last_stage:
-        origin = f"{sampler.name}, {sampler.bytes_per_logit:g} bytes a logit"
-        peak = Bytes(sampling(sampler.bytes_per_logit))
-        phases.append(Phase(name="sampler", bytes=peak, origin=origin))
+        phases.append(run.sampler_phase(sampler))
+        others = [run.sampler_phase(each).bytes for each in (sampler, *sampler.alternatives)]
+        lows, highs = [*lows, min(others)], [*highs, max(others)]
     phases.sort(key=lambda phase: phase.bytes, reverse=True)
-    lows = [phase.bytes for phase in phases if phase.name != "sampler"]
-    highs = list(lows)
-    if rank.is_last_stage:
-        lows.append(Bytes(sampling(sampler.low)))
-        highs.append(Bytes(sampling(sampler.high)))
     return ActivationPeak(
         bytes=phases[0].bytes,
         low=Bytes(max(0, max(lows) - _slack(max(lows)))),
@@ -205,39 +152,123 @@ def activation_peak(
     )
 
 
-def _encoded(stage: StageModel, rank: Rank, per_element: int) -> int:
-    """What a multimodal model keeps besides: the profiled encoder's output, and batch buffers.
-
-    The first stage encodes as many items as a batch has room for before the batch runs.
-
-    Source: vLLM 0.32 ``v1/worker/gpu/model_runner.py``, ``profile_run``;
-    ``v1/core/encoder_cache_manager.py``, ``compute_mm_encoder_budget``.
-    """
-    elements = stage.model.batch_elements
-    if rank.is_first_stage:
-        elements += stage.model.encoder_elements
-    return per_element * elements
-
-
-def _transients(stage: StageModel, rank: Rank) -> Iterator[Transient]:
-    for _, layer in stage.kinds():
-        for part in layer.parts:
-            transient = part.transient(rank)
-            if transient is not None:
-                yield transient
-
-
-def _forward_phase(transients: Sequence[Transient], base: int, per_element: int) -> Phase:
-    """The widest part of the profiled batch."""
-    if not transients:
-        return Phase(name="hidden states", bytes=Bytes(base), origin="hidden states of the batch")
-    widest = max(transients, key=lambda transient: transient.elements)
-    return Phase(
-        name=widest.phase,
-        bytes=Bytes(per_element * widest.elements + base),
-        origin=_PHASE_ORIGINS.get(widest.phase, "operations of the widest layer"),
-    )
-
-
 def _slack(size: int) -> int:
     return round(size * _LAW_ERROR_RATIO) + _LAW_ERROR_BYTES
+
+
+class _Run:
+    """The profiling run of one rank."""
+
+    def __init__(
+        self, stage: StageModel, rank: Rank, batch: Batch, version: VllmVersion, widths: Widths
+    ) -> None:
+        self.stage, self.rank, self.batch, self.widths = stage, rank, batch, widths
+        self.chip = _CHIPS.get(widths.capability or (9, 0), _HOPPER)
+        self.per_element = widths.element_bytes * batch.max_num_batched_tokens
+        self.hidden = self.per_element * stage.model.hidden_size
+        self.transients = list(self._transients())
+        self.rounds_inputs = self._rounds_inputs()
+        self.encoded = self._encoded(version)
+        self.kept = self.encoded.kept_bytes + self.per_element * stage.model.batch_elements
+        self.workspace = self._workspace() if version >= _MOE_WORKSPACE_STAYS else 0
+
+    def forward_phases(self) -> Iterator[Phase]:
+        """The encoder, and the widest part of the profiled batch."""
+        if self.encoded.peak_bytes:
+            size = Bytes(self.encoded.peak_bytes + self.chip.cublas_bytes)
+            yield Phase(name="encoder", bytes=size, origin=_PHASE_ORIGINS["encoder"])
+        if not self.transients:
+            size = Bytes(self._around())
+            yield Phase(name="hidden states", bytes=size, origin="hidden states of the batch")
+            return
+        widest = max(self.transients, key=self._transient_bytes)
+        yield Phase(
+            name=widest.phase,
+            bytes=Bytes(self._transient_bytes(widest) + self._around()),
+            origin=_PHASE_ORIGINS.get(widest.phase, "operations of the widest layer"),
+        )
+
+    def sampler_phase(self, sampler: Sampler) -> Phase:
+        """Logits, the batch's hidden states, the sampled rows and their random copy."""
+        batch, model = self.batch, self.stage.model
+        logits = sampler.logits_bytes(
+            max_num_seqs=batch.max_num_seqs,
+            vocab_size=model.vocab_size,
+            element_bytes=self.widths.element_bytes,
+            multiprocessors=self.chip.multiprocessors,
+        )
+        rows = 2 * self.widths.element_bytes * batch.max_num_seqs * model.hidden_size
+        # A stage receives hidden states and residual besides its own.
+        passed_on = 2 * self.hidden if self.rank.pp_size > 1 else 0
+        beside = self.hidden + passed_on + self.chip.cublas_bytes + self.kept + self.workspace
+        origin = f"{sampler.name}, {sampler.bytes_per_logit:g} bytes a logit"
+        if sampler.has_buffer:
+            origin += " and a row of logits for every multiprocessor"
+        return Phase(name="sampler", bytes=Bytes(logits + rows + beside), origin=origin)
+
+    def _around(self) -> int:
+        """What stands around a layer's widest operation.
+
+        Its callers hold the attention's output and the residual that it was given, and it has a
+        residual of its own. A compiled kernel is timed at its first run, with a buffer that
+        clears the cache.
+
+        Source: PyTorch ``torch/_inductor/runtime/benchmarking.py``, ``InductorBenchmarker``.
+        """
+        timed = self.chip.cache_bytes if self.batch.compiled else 0
+        passed_on = 2 * self.hidden if self.rank.pp_size > 1 else 0
+        return 3 * self.hidden + passed_on + self.chip.cublas_bytes + timed + self.kept
+
+    def _transients(self) -> Iterator[Transient]:
+        for _, layer in self.stage.kinds():
+            for part in layer.parts:
+                transient = part.transient(self.rank)
+                if transient is not None:
+                    yield transient
+
+    def _transient_bytes(self, transient: Transient) -> int:
+        elements = transient.elements + (self.batch.data_parallel - 1) * (
+            transient.workspace_elements
+        )
+        size = self.per_element * elements
+        size += self.widths.element_bytes * (transient.context_elements * self.batch.context_tokens)
+        if transient.phase == "mlp" and self.rounds_inputs:
+            # Opaque operations write 8-bit copies of the product and of the hidden states.
+            size += size // 6 + self.hidden // 2
+        return size
+
+    def _workspace(self) -> int:
+        if keeps_no_workspace(self.stage, self.rank, self.widths):
+            return 0
+        widest = max((each.workspace_elements for each in self.transients), default=0)
+        return self.per_element * self.batch.data_parallel * widest
+
+    def _rounds_inputs(self) -> bool:
+        """Whether activations are rounded to 8-bit integers by operations of their own."""
+        return any(
+            _is_int8(self.widths.quantization, module)
+            for _, layer in self.stage.kinds()
+            for module in layer_modules(layer, self.rank)
+            if isinstance(module, Linear)
+        )
+
+    def _encoded(self, version: VllmVersion) -> Encoded:
+        """What the first stage encodes before the batch runs."""
+        model, batch = self.stage.model, self.batch
+        if not self.rank.is_first_stage:
+            return Encoded(kept_bytes=Bytes(0), peak_bytes=Bytes(0))
+        if model.encoder_item is None:
+            kept = Bytes(self.per_element * model.encoder_elements)
+            return Encoded(kept_bytes=kept, peak_bytes=Bytes(0))
+        return encoded(
+            model.encoder_item,
+            output_elements=model.encoder_elements,
+            max_num_batched_tokens=batch.max_num_batched_tokens,
+            max_num_seqs=batch.max_num_seqs,
+            element_bytes=self.widths.element_bytes,
+            version=version,
+        )
+
+
+def _is_int8(quantization: Quantization, linear: Linear) -> bool:
+    return linear.quantizable and isinstance(quantization.scheme(linear), Integer8)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+from vllm_capacity.predict.encoder_budget import EncoderItem
 from vllm_capacity.predict.layer_cache import LayerCache
 from vllm_capacity.predict.modules import Module
 from vllm_capacity.predict.parallel import Rank
@@ -176,6 +177,7 @@ class Model:
         renames: how its class renames the checkpoint's modules.
         encoder_elements: elements that an encoder puts out for one token, 0 without encoders;
             the profiling run keeps them for as many tokens as a batch has.
+        encoder_item: the largest item that its encoder takes; None where it is not described.
         batch_elements: elements that the model keeps for every token of a batch besides its
             parameters and buffers.
     """
@@ -203,6 +205,7 @@ class Model:
     compiled: bool = True
     renames: Renames = NO_RENAMES
     encoder_elements: int = 0
+    encoder_item: EncoderItem | None = None
     batch_elements: int = 0
 
     def without_towers(self, allows: Callable[[str], bool]) -> "Model":
@@ -217,7 +220,14 @@ class Model:
         )
         if any(each.modalities for each in kept):
             return replace(self, outside=kept)
-        return replace(self, outside=kept, encoder_elements=0, batch_elements=0, mm_prefix=False)
+        return replace(
+            self,
+            outside=kept,
+            encoder_elements=0,
+            encoder_item=None,
+            batch_elements=0,
+            mm_prefix=False,
+        )
 
     @property
     def is_moe(self) -> bool:

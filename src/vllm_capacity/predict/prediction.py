@@ -7,9 +7,7 @@ from vllm_capacity.errors import EngineArgsError, Fault
 from vllm_capacity.predict.activation import (
     SORTING_RELEASE,
     Batch,
-    Sampler,
     activation_peak,
-    choose_sampler,
 )
 from vllm_capacity.predict.calibrated_budget import (
     Corrections,
@@ -20,11 +18,11 @@ from vllm_capacity.predict.calibrated_budget import (
 from vllm_capacity.predict.calibration import Calibration
 from vllm_capacity.predict.checkpoint_quantization import read_quantization
 from vllm_capacity.predict.deployed_cache import Surroundings, deployed_planner
-from vllm_capacity.predict.dtypes import element_bytes
 from vllm_capacity.predict.engine_args import EngineArgs
 from vllm_capacity.predict.fields import Fields
 from vllm_capacity.predict.gpu import Gpu
 from vllm_capacity.predict.kv_cache_plan import KVCachePlan, Planner
+from vllm_capacity.predict.loaded_weights import loaded_bytes
 from vllm_capacity.predict.lora import lora_bytes, lora_slots
 from vllm_capacity.predict.memory_budget import (
     NOTHING,
@@ -44,12 +42,12 @@ from vllm_capacity.predict.parts import LogitsHead, TokenEmbedding
 from vllm_capacity.predict.quantization import Quantization, Unquantized
 from vllm_capacity.predict.refusal import Refusal
 from vllm_capacity.predict.resolved import ResolvedArgs, resolve
+from vllm_capacity.predict.samplers import Sampler, choose_sampler
 from vllm_capacity.predict.speculative import read_speculative
 from vllm_capacity.predict.vllm_version import NEWEST_KNOWN, OLDEST_KNOWN, VllmVersion
 from vllm_capacity.predict.weights import (
     StageModel,
     Widths,
-    allocator_slack_bytes,
     refusal,
     weights_bytes,
 )
@@ -225,6 +223,7 @@ class _Prediction:
             quantization=self.quantization,
             flashinfer=bool(deployment.flashinfer) and not compiled,
             router_kernels=capability is None or capability in _ROUTER_KERNELS,
+            capability=capability,
         )
 
     def _stages(self) -> tuple[StageModel, ...]:
@@ -392,17 +391,22 @@ class _Prediction:
     def _measured_elsewhere(self, rank: Rank, sampler: Sampler) -> dict[str, Estimate]:
         """Terms that are not derived; bounds hold every release's where it is not known."""
         release, env = self._release_of_estimates(sampler), self.deployment.env
-        eager = self.resolved.enforce_eager
-        terms = {
-            "non_torch": non_torch(rank, release),
-            "cuda_graph": cuda_graphs(release, env, enforce_eager=eager),
-        }
+
+        def graphs(version: VllmVersion) -> Estimate:
+            return cuda_graphs(
+                version,
+                env,
+                enforce_eager=self.resolved.enforce_eager,
+                num_layers=len(self.stages[rank.pp_rank].layers),
+                max_num_seqs=self.resolved.max_num_seqs or 0,
+            )
+
+        terms = {"non_torch": non_torch(rank, release), "cuda_graph": graphs(release)}
         if self.deployment.vllm_version is not None:
             return terms
         for other in (SORTING_RELEASE, NEWEST_KNOWN):
-            graphs = cuda_graphs(other, env, enforce_eager=eager)
             terms["non_torch"] = terms["non_torch"].widened(non_torch(rank, other))
-            terms["cuda_graph"] = terms["cuda_graph"].widened(graphs)
+            terms["cuda_graph"] = terms["cuda_graph"].widened(graphs(other))
         return terms
 
     def _budget(self, gpu: Gpu, rank: Rank, weights: Bytes) -> MemoryBudget:
@@ -413,23 +417,27 @@ class _Prediction:
             flashinfer=self.deployment.flashinfer,
             capability=gpu.capability,
         )
-        stage = self.stages[rank.pp_rank]
+        stage, release = self.stages[rank.pp_rank], self._release_of_estimates(sampler)
         peak = activation_peak(
             stage,
             rank,
             batch=Batch(
                 max_num_seqs=resolved.max_num_seqs or 0,
                 max_num_batched_tokens=resolved.max_num_batched_tokens or 0,
-                element_bytes=element_bytes(resolved.dtype),
+                max_model_len=resolved.max_model_len,
+                block_size=resolved.block_size or 16,
+                compiled=self.model.compiled and not resolved.enforce_eager,
+                data_parallel=resolved.data_parallel_size,
             ),
             sampler=sampler,
-            version=self._release_of_estimates(sampler),
-            capability=gpu.capability,
+            version=release,
+            widths=self.widths,
         )
+        loaded, allocated = loaded_bytes(stage, rank, self.widths, release)
         return memory_budget(
             requested=requested_bytes(gpu, resolved.gpu_memory_utilization, self.version),
-            weights=weights,
-            allocator_slack=allocator_slack_bytes(stage, rank, self.widths),
+            loaded=loaded,
+            allocated=allocated,
             beside=self._beside(stage, rank, weights),
             activation=peak,
             **self._measured_elsewhere(rank, sampler),

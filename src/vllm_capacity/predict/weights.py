@@ -32,12 +32,14 @@ class Widths:
         flashinfer: whether FlashInfer is installed, for which some rotary tables are float32.
         router_kernels: whether the GPU is one that vLLM has router kernels for, Hopper or
             Blackwell for data centres.
+        capability: the GPU's compute capability, None where it is not known.
     """
 
     dtype: str
     quantization: Quantization
     flashinfer: bool = False
     router_kernels: bool = True
+    capability: tuple[int, int] | None = None
 
     @property
     def element_bytes(self) -> int:
@@ -118,22 +120,26 @@ def weights_bytes(stage: StageModel, rank: Rank, widths: Widths) -> Bytes:
 
     def measure(module: Module) -> int:
         if isinstance(module, Linear):
-            if module.fast_router and not widths.router_kernels:
-                # Source: vLLM 0.32 layers/fused_moe/router/gate_linear.py, GateLinear.
-                module = replace(module, element_bytes=_FLOAT32)
-            module = under_quantization(module, quantization)
+            module = under_quantization(module, widths)
         return module_bytes(module, width, quantization)
 
     size = stage.total(rank, measure, quantization)
-    return Bytes(size + sum(_table_bytes(table, widths) for table in stage.rope_tables(rank)))
+    return Bytes(size + sum(table_bytes(table, widths) for table in stage.rope_tables(rank)))
 
 
-def under_quantization(linear: Linear, quantization: Quantization) -> Linear:
+def under_quantization(linear: Linear, widths: Widths) -> Linear:
     """The layer as vLLM builds it under this quantisation, where that changes more than bytes.
 
-    Source: vLLM 0.32 ``layers/mamba/gdn/qwen_gdn_linear_attn.py``, ``maybe_disable_tp``, and
-    ``models/qwen3_next_mtp.py``, ``fc_quant``.
+    Source: vLLM 0.32 ``layers/mamba/gdn/qwen_gdn_linear_attn.py``, ``maybe_disable_tp``,
+    ``models/qwen3_next_mtp.py``, ``fc_quant``, and ``layers/fused_moe/router/gate_linear.py``,
+    ``GateLinear``.
     """
+    if linear.fast_router and not widths.router_kernels:
+        linear = replace(linear, element_bytes=_FLOAT32)
+    return _packed(linear, widths.quantization)
+
+
+def _packed(linear: Linear, quantization: Quantization) -> Linear:
     if linear.packed_output_sizes is not None and quantization.name in _INTEGER_PACKERS:
         linear = replace(linear, output_sizes=linear.packed_output_sizes, split="none")
     if quantization.name in linear.kept_from:
@@ -141,46 +147,26 @@ def under_quantization(linear: Linear, quantization: Quantization) -> Linear:
     return linear
 
 
-def _table_bytes(table: RopeTable, widths: Widths) -> int:
+def table_bytes(table: RopeTable, widths: Widths) -> int:
+    """Bytes of a rotary table."""
     if table.wide_with_flashinfer and widths.flashinfer:
         return _FLOAT32 * table.elements
     return (table.element_bytes or widths.element_bytes) * table.elements
 
 
-def allocator_slack_bytes(stage: StageModel, rank: Rank, widths: Widths) -> Bytes:
-    """Bytes that PyTorch's allocator counts above the parameters' own.
+def allocated_bytes(size: int) -> int:
+    """What PyTorch's allocator counts for one tensor.
 
     A tensor of 10 MiB or more gets a segment of whole 2 MiB; what is left of it is given to
-    others only where it exceeds 1 MiB. Biases and scales are too small to count.
+    others only where it exceeds 1 MiB. Small ones are counted as they are.
 
     Source: PyTorch ``c10/cuda/CUDACachingAllocator.cpp``, ``get_allocation_size`` and
     ``should_split``.
     """
-
-    def slack(module: Module) -> int:
-        sizes = _tensor_bytes(module, widths.element_bytes, widths.quantization)
-        return sum(map(_tensor_slack, sizes))
-
-    tables = sum(_tensor_slack(_table_bytes(table, widths)) for table in stage.rope_tables(rank))
-    return Bytes(tables + stage.total(rank, slack, widths.quantization))
-
-
-def _tensor_bytes(module: Module, width: int, quantization: Quantization) -> tuple[int, ...]:
-    """Bytes of each large tensor of a module."""
-    total = module_bytes(module, width, quantization)
-    if isinstance(module, RoutedExperts):
-        # Gate and up are one tensor, down another.
-        return (2 * total // 3, total // 3)
-    if isinstance(module, Linear):
-        return (total * module.elements // (module.elements + module.bias_elements),)
-    return (total,)
-
-
-def _tensor_slack(size: int) -> int:
     if size < _LARGE_ALLOCATION:
-        return 0
+        return size
     slack = round_up(size, _SEGMENT) - size
-    return slack if slack <= _SPLIT_ABOVE else 0
+    return size + (slack if slack <= _SPLIT_ABOVE else 0)
 
 
 def module_bytes(module: Module, width: int, quantization: Quantization) -> int:
@@ -215,7 +201,7 @@ def _quantization_refusal(
     modules: Iterable[Module], rank: Rank, quantization: Quantization
 ) -> str | None:
     for each in modules:
-        module = under_quantization(each, quantization) if isinstance(each, Linear) else each
+        module = _packed(each, quantization) if isinstance(each, Linear) else each
         if isinstance(module, Linear | RoutedExperts):
             reason = quantization.refusal(module, tensor_parallel=rank.tp_size)
             if reason is not None:

@@ -9,6 +9,7 @@ from vllm_capacity.predict.model import NO_RENAMES, Model, Outside, Renames
 from vllm_capacity.predict.models.builder import Builder
 from vllm_capacity.predict.models.config_defaults import ARCHITECTURES, TEXT_DEFAULTS
 from vllm_capacity.predict.models.registry import text_builder_of
+from vllm_capacity.predict.models.vision.items import encoder_item
 from vllm_capacity.predict.refusal import Refusal
 
 #: The outer configuration and the text model's → what stands beside the text model.
@@ -96,6 +97,7 @@ def build_wrapped(
         mm_prefix=_attends_to_whole_images(config, text),
         renames=wrapper.renames,
         encoder_elements=(1 + levels) * model.hidden_size,
+        encoder_item=encoder_item(wrapper.source, inner),
         batch_elements=model.batch_elements + levels * model.hidden_size,
         stages_refusal=wrapper.stages_refusal or model.stages_refusal,
     )

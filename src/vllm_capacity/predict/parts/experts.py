@@ -12,6 +12,19 @@ from vllm_capacity.predict.parts.feed_forward import Mlp
 _FLOAT32 = 4
 
 
+def workspace_per_expert(hidden_size: int, intermediate_size: int, *, gated: bool) -> int:
+    """Elements that a token needs for each expert that it visits.
+
+    One workspace holds gate and up, and later nothing; the other the activated product, and then
+    what the experts put out: each is as wide as the wider of what it holds and the hidden states.
+
+    Source: vLLM 0.19 ``layers/fused_moe/fused_moe.py``, ``TritonExperts.workspace_shapes``, and
+    ``modular_kernel.py``, ``_allocate_buffers``; Marlin's and CUTLASS's are as large.
+    """
+    gate_up = (2 if gated else 1) * intermediate_size
+    return max(gate_up, hidden_size) + max(intermediate_size, hidden_size)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SparseMoe(Part):
     """A mixture of experts.
@@ -94,14 +107,11 @@ class SparseMoe(Part):
         )
 
     def transient(self, rank: Rank) -> Transient:
-        """The two workspaces of the fused experts, and the shared expert's own.
-
-        Source: vLLM 0.32 ``layers/fused_moe/experts/triton_moe.py``, ``workspace_shapes``.
-        """
-        share = self.intermediate_size // rank.moe_tensor_parallel
-        gate_up = (2 if self.gated else 1) * share
+        """The two workspaces of the fused experts, and the shared expert's own."""
         hidden = self.routed_hidden_size or self.hidden_size
-        workspace = self.experts_per_token * (max(gate_up, hidden) + share)
+        workspace = self.experts_per_token * workspace_per_expert(
+            hidden, self.intermediate_size // rank.moe_tensor_parallel, gated=self.gated
+        )
         shared = 0 if self.shared is None else self.shared.transient(rank).elements
         return Transient("experts", workspace + shared, workspace)
 

@@ -67,8 +67,11 @@ class Mlp(Part):
         )
 
     def transient(self, rank: Rank) -> Transient:
-        """Gate and up, their copy, and the activated product: four widths."""
-        return Transient("mlp", 4 * self._share(rank))
+        """Gate, up and the activated product: three widths; two without a gate.
+
+        Source: vLLM 0.19 ``models/llama.py``, ``LlamaMLP``, compiled: one kernel activates.
+        """
+        return Transient("mlp", (3 if self.gated else 2) * self._share(rank))
 
     def refusal(self, rank: Rank) -> str | None:
         """A width that the ranks cannot share."""

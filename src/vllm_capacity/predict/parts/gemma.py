@@ -8,6 +8,7 @@ from vllm_capacity.predict.model import NamedCache, Part, Transient
 from vllm_capacity.predict.modules import Attention, Linear, Module, Plain, RoutedExperts
 from vllm_capacity.predict.parallel import Rank, local_experts
 from vllm_capacity.predict.parts.attention import SelfAttention
+from vllm_capacity.predict.parts.experts import workspace_per_expert
 from vllm_capacity.predict.rope import RopeTable
 
 
@@ -108,12 +109,11 @@ class ParallelMoe(Part):
         yield Plain(name=f"{path}.expert_layernorms", elements=3 * self.hidden_size)
 
     def transient(self, rank: Rank) -> Transient:
-        """The two workspaces of the fused experts.
-
-        Source: vLLM 0.32 ``layers/fused_moe/experts/triton_moe.py``, ``workspace_shapes``.
-        """
+        """The two workspaces of the fused experts."""
         share = self.intermediate_size // rank.moe_tensor_parallel
-        workspace = self.experts_per_token * (max(2 * share, self.hidden_size) + share)
+        workspace = self.experts_per_token * workspace_per_expert(
+            self.hidden_size, share, gated=True
+        )
         return Transient("experts", workspace, workspace)
 
     def refusal(self, rank: Rank) -> str | None:
