@@ -23,6 +23,7 @@ from vllm_capacity.predict.model import Model
 from vllm_capacity.predict.models.multimodal import WRAPPERS
 from vllm_capacity.predict.models.renames import RENAMES
 from vllm_capacity.predict.parallel import Rank, ranks, stage_layers
+from vllm_capacity.predict.parts import Vectors
 from vllm_capacity.predict.quantization import Unquantized
 from vllm_capacity.predict.weights import StageModel, Widths, weights_bytes
 
@@ -59,8 +60,12 @@ def _bytes(model: Model, layers: range, rank: Rank, dtype: str) -> int:
 
 
 def _towers(model: Model) -> Model:
-    """The model's towers alone."""
-    outside = tuple(each for each in model.outside if each.modalities)
+    """The model's towers alone, with what the wrapper holds beside them."""
+    outside = tuple(
+        each
+        for each in model.outside
+        if each.modalities or (isinstance(each.part, Vectors) and not each.path)
+    )
     return replace(model, outside=outside, layers=())
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from vllm_capacity.predict.fields import Fields
 from vllm_capacity.predict.refusal import Refusal
+from vllm_capacity.units import ceil_div
 
 _UNSCALED = frozenset({"default", "llama3", "proportional", "mllama4"})
 _SCALED = frozenset(
@@ -73,8 +74,13 @@ class Rope:
         return head_dim if self.rope_type == "proportional" else int(head_dim * self.rotary_ratio)
 
     def table(self, head_dim: int) -> "RopeTable":
-        """The table for heads of ``head_dim`` elements."""
-        return RopeTable(rope=self, head_size=head_dim, columns=self.rotary_elements(head_dim))
+        """The table for heads of ``head_dim`` elements.
+
+        Source: vLLM 0.32 ``rotary_embedding/base.py``, ``_compute_inv_freq``: a cosine and a sine
+        for every second element, the last of an odd number too.
+        """
+        columns = 2 * ceil_div(self.rotary_elements(head_dim), 2)
+        return RopeTable(rope=self, head_size=head_dim, columns=columns)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -46,6 +46,10 @@ def build_chatglm(config: Fields, *, path: str = "transformer", head_path: str =
     del head_path
     if config.has("vision_config"):
         raise Refusal("vLLM refuses to start: this class is text-only; vision_config is set")
+    if not config.has("tie_word_embeddings"):
+        raise Refusal(
+            "vLLM refuses to start: chatglm.py reads tie_word_embeddings, which is missing"
+        )
     config = with_defaults(config, _CHATGLM)
     config = renamed(config, {"num_hidden_layers": "num_layers", "vocab_size": "padded_vocab_size"})
     hidden, heads = width(config, "hidden_size"), width(config, "num_attention_heads")

@@ -126,6 +126,8 @@ TEXT_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "num_key_value_heads": 8,
         "max_position_embeddings": 131072,
         "attention_bias": False,
+        # The class has none, and the text model takes the quotient then.
+        "head_dim": None,
     },
     "paddleocr_vl_text": {
         "vocab_size": 103424,
@@ -137,6 +139,15 @@ TEXT_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "head_dim": 128,
         "max_position_embeddings": 131072,
         "tie_word_embeddings": True,
+    },
+    "glmasr_text": {
+        "vocab_size": 59264,
+        "hidden_size": 2048,
+        "intermediate_size": 6144,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 8192,
     },
     "phi3": {
         "vocab_size": 32064,
@@ -198,4 +209,12 @@ ARCHITECTURES: Mapping[str, str] = {
     "gemma2": "Gemma2ForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
     "cohere2": "Cohere2ForCausalLM",
+    "exaone4": "Exaone4ForCausalLM",
+    "hyperclovax": "HyperCLOVAXForCausalLM",
+    "lfm2": "Lfm2ForCausalLM",
+    "lfm2_moe": "Lfm2MoeForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+    "olmo2": "Olmo2ForCausalLM",
+    "qwen2_moe": "Qwen2MoeForCausalLM",
+    "smollm3": "SmolLM3ForCausalLM",
 }

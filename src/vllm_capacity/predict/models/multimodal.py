@@ -98,7 +98,12 @@ WRAPPERS = {
         tied=True,
     ),
     "PaliGemmaForConditionalGeneration": Wrapper(
-        source="paligemma.py", towers=llava.paligemma, text_type="gemma", tied=True
+        source="paligemma.py",
+        towers=llava.paligemma,
+        text_type="gemma",
+        tied=True,
+        # vLLM's Gemma reads it nowhere: the wrapper's own attention to whole images decides.
+        ignored=("use_bidirectional_attention",),
     ),
     "Llama4ForConditionalGeneration": Wrapper(
         source="mllama4.py",
@@ -228,6 +233,7 @@ WRAPPERS = {
         text_type="qwen3_omni_moe_text",
         text_type_decides=False,
         tied=None,
+        said_tie=True,
         levels=qwen.deepstack_levels,
     ),
     "Qwen3ASRForConditionalGeneration": Wrapper(

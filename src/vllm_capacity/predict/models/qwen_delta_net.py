@@ -51,6 +51,7 @@ def build_qwen3_5_text(config: Fields, *, path: str = "model", head_path: str = 
     Raises:
         Refusal: vLLM would not build it.
     """
+    config = _nested(config)
     _check_model_type(config, "qwen3_5_text")
     return _build_qwen3_5(config, sparse=False, path=path, head_path=head_path)
 
@@ -64,8 +65,17 @@ def build_qwen3_5_moe_text(config: Fields, *, path: str = "model", head_path: st
     Raises:
         Refusal: vLLM would not build it.
     """
+    config = _nested(config)
     _check_model_type(config, "qwen3_5_moe_text")
     return _build_qwen3_5(config, sparse=True, path=path, head_path=head_path)
+
+
+def _nested(config: Fields) -> Fields:
+    """The text configuration of a file that has one: the class reads no other.
+
+    Source: vLLM 0.32 ``model_executor/models/qwen3_5.py``, ``hf_text_config``.
+    """
+    return config.mapping("text_config") or config
 
 
 def _check_model_type(config: Fields, expected: str) -> None:

@@ -43,6 +43,22 @@ _CLASSES = {
     "mamba": ("FalconMambaForCausalLM Mamba2ForCausalLM MambaForCausalLM"),
     "mimo_v2": ("MiMoV2FlashForCausalLM MiMoV2ForCausalLM"),
     "minimax_m3": ("MiniMaxM3SparseForCausalLM"),
+    "more_wrappers": (
+        "AudioFlamingo3ForConditionalGeneration BeeForConditionalGeneration "
+        "DeepseekOCR2ForCausalLM DeepseekVLV2ForCausalLM DotsOCRForCausalLM "
+        "Eagle2_5_VLForConditionalGeneration Exaone4_5_ForConditionalGeneration "
+        "GLM4VForCausalLM GlmAsrForConditionalGeneration "
+        "GraniteSpeechForConditionalGeneration "
+        "GraniteSpeechPlusForConditionalGeneration H2OVLChatModel "
+        "HCXVisionV2ForCausalLM KeyeForConditionalGeneration "
+        "KeyeVL1_5ForConditionalGeneration LightOnOCRForConditionalGeneration "
+        "LlavaNextVideoForConditionalGeneration MiniCPMO "
+        "MiniCPMV4_6ForConditionalGeneration MiniCPMV4_7ForConditionalGeneration "
+        "MolmoForCausalLM NVLM_D OpenCUAForConditionalGeneration Ovis2_5 "
+        "Ovis2_6ForCausalLM Ovis2_6_MoeForCausalLM Phi4ForCausalLMV Phi4MMForCausalLM "
+        "QianfanOCRForConditionalGeneration SkyworkR1VChatModel "
+        "Step3VLForConditionalGeneration"
+    ),
     "multimodal": (
         "Cohere2VisionForConditionalGeneration DeepseekOCRForCausalLM "
         "Gemma3ForConditionalGeneration Gemma3nForConditionalGeneration "
@@ -95,7 +111,7 @@ _CLASSES = {
     "zamba2": ("Zamba2ForCausalLM"),
 }
 _MODULE_OF = {name: module for module, names in _CLASSES.items() for name in names.split()}
-_WRAPPERS = "multimodal"
+_WRAPPERS = frozenset({"more_wrappers", "multimodal"})
 
 
 def architectures() -> tuple[str, ...]:
@@ -119,4 +135,4 @@ def builder_of(architecture: str) -> Builder | None:
 
 def text_builder_of(architecture: str) -> Builder | None:
     """The same of a text model, which wrappers look for."""
-    return None if _MODULE_OF.get(architecture) == _WRAPPERS else builder_of(architecture)
+    return None if _MODULE_OF.get(architecture) in _WRAPPERS else builder_of(architecture)

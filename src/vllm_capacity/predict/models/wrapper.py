@@ -18,6 +18,7 @@ Towers = Callable[[Fields, Fields], Iterator[Outside]]
 Levels = Callable[[Fields], int]
 _WHOLE_IMAGES = frozenset({"bagel", "gemma3", "molmo2", "moondream3", "paligemma"})
 _GEMMA4 = frozenset({"gemma4", "gemma4_unified"})
+_TIE = "tie_word_embeddings"
 _ROPE_KEYS = ("rope_scaling", "rope_parameters")
 
 
@@ -43,6 +44,11 @@ class Wrapper:
         path: vLLM's name of the text model's decoder.
         head_path: the same of what its head stands in.
         stages_refusal: why vLLM would not pipeline it, None if it would.
+        outer_tie: whether ``tie_word_embeddings`` of the file counts beside that of the text
+            configuration.
+        said_tie: whether the class reads ``tie_word_embeddings`` of a configuration that has no
+            default of it.
+        ignored: keys of the text configuration that the class of its own does not read.
         levels: how many layers of the text model take embeddings besides the first; None where
             none does.
         renames: how the class renames the checkpoint's modules.
@@ -63,6 +69,9 @@ class Wrapper:
     path: str = "language_model.model"
     head_path: str = "language_model"
     stages_refusal: str | None = None
+    outer_tie: bool = True
+    said_tie: bool = False
+    ignored: tuple[str, ...] = ()
     levels: Levels | None = None
     renames: Renames = NO_RENAMES
 
@@ -86,6 +95,8 @@ def build_wrapped(
     del path, head_path
     inner = inner_fields(config, wrapper)
     text = text_fields(config, wrapper)
+    if wrapper.said_tie and not (config.has(_TIE) or text.has(_TIE)):
+        raise Refusal(f"vLLM refuses to start: {wrapper.source} reads {_TIE}, which is missing")
     build = _builder(text, wrapper)
     levels = 0 if wrapper.levels is None else wrapper.levels(inner)
     model = build(text, path=wrapper.path, head_path=wrapper.head_path)
@@ -140,6 +151,7 @@ def text_fields(config: Fields, wrapper: Wrapper) -> Fields:
     kind = inner.text("model_type") if wrapper.text_type_decides else None
     defaults = TEXT_DEFAULTS.get(kind or wrapper.text_type, {})
     values: dict[str, Any] = {**defaults, **inner.values}
+    values = {key: value for key, value in values.items() if key not in wrapper.ignored}
     tied = _tied(whole, values, wrapper)
     if tied is not None:
         values["tie_word_embeddings"] = tied
@@ -156,6 +168,8 @@ def _tied(config: Fields, text: dict[str, Any], wrapper: Wrapper) -> bool | None
     Source: vLLM 0.32 ``config/vllm.py``, ``VllmConfig.with_hf_config``; transformers 5
     ``configuration_*.py``, ``__post_init__``.
     """
+    if not wrapper.outer_tie:
+        return None
     outer = config.boolean("tie_word_embeddings")
     tied = wrapper.tied if outer is None else outer
     inner = text.get("tie_word_embeddings")

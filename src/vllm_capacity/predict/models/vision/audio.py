@@ -6,6 +6,7 @@ Source: vLLM 0.32 ``models/qwen2_audio.py``, ``qwen2_5_omni_thinker.py``,
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from vllm_capacity.predict.fields import Fields
 from vllm_capacity.predict.model import Outside, Part
@@ -53,7 +54,7 @@ _OMNI3_VISION = {
 _DEEPSTACK = 3
 
 
-def _transformers_encoder(sizes: Sizes, *, positions: bool) -> tuple[Part, ...]:
+def transformers_encoder(sizes: Sizes, *, positions: bool) -> tuple[Part, ...]:
     """Whisper's encoder as transformers builds it, which no rank divides."""
     width, inner = sizes["d_model"], sizes["encoder_ffn_dim"]
     # Queries, values and the output have biases, keys none.
@@ -82,7 +83,7 @@ def qwen2_audio(config: Fields, text: Fields) -> Iterator[Outside]:
     linear = plain_linear("linear", sizes["d_model"], text_width(text))
     yield from towers(
         AUDIO,
-        Tower(name="audio_tower", parts=_transformers_encoder(sizes, positions=True)),
+        Tower(name="audio_tower", parts=transformers_encoder(sizes, positions=True)),
         Tower(name="multi_modal_projector", parts=(linear,)),
     )
 
@@ -92,7 +93,7 @@ def qwen2_5_omni(config: Fields, text: Fields) -> Iterator[Outside]:
     sizes = Sizes(config, "audio_config", _OMNI2, required=False)
     width, outputs = sizes["d_model"], sizes["output_dim"]
     audio = (
-        *_transformers_encoder(sizes, positions=False),
+        *transformers_encoder(sizes, positions=False),
         Vectors(name="audio_bos_eos_token", elements=2 * outputs),
         plain_linear("proj", width, outputs),
         Vectors(
@@ -173,3 +174,92 @@ def qwen3_omni(config: Fields, text: Fields) -> Iterator[Outside]:
     )
     table = half_rotary(max(1, width // heads))
     yield from towers(IMAGE_AND_VIDEO, RotaryTower(name="visual", parts=parts, table=table))
+
+
+_GLMASR = {
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 20,
+    "num_mel_bins": 128,
+}
+_HALF = 0.5
+
+
+def glm_asr(config: Fields, text: Fields) -> Iterator[Outside]:
+    """GLM-ASR's: rotary, grouped attention, and a projector that folds frames.
+
+    Source: vLLM 0.32 ``models/glmasr.py``; transformers 5 ``configuration_glmasr.py``.
+    """
+    sizes = Sizes(config, "audio_config", _GLMASR, required=False)
+    width, heads = sizes["hidden_size"], sizes["num_attention_heads"]
+    own = attention(width, heads, name="self_attn", qkv="qkv_proj", shards=THREE, out="o_proj")
+    layer: tuple[Part, ...] = (
+        replace(own, num_kv_heads=sizes.fields.integer("num_key_value_heads") or heads),
+        mlp(width, sizes["intermediate_size"]),
+        Vectors(name="layernorms", elements=4 * width),
+    )
+    parts = (
+        convolution("conv1", sizes["num_mel_bins"], width, 3, bias=True),
+        convolution("conv2", width, width, 3, bias=True),
+        Group(name="layers", parts=layer, count=sizes.layers()),
+        Vectors(name="norm", elements=2 * width),
+        Vectors(
+            name="rotary_emb.inv_freq",
+            elements=len(range(0, int(max(1, width // heads) * _rotated(sizes)), 2)),
+            element_bytes=FLOAT32,
+        ),
+    )
+    outputs = text_width(text)
+    projector = two_projections(sizes["intermediate_size"], 2 * outputs, outputs)
+    yield from towers(
+        AUDIO,
+        Tower(name="audio_tower", parts=parts),
+        Tower(name="multi_modal_projector", parts=projector),
+    )
+
+
+def _rotated(sizes: Sizes) -> float:
+    """Which part of a head is rotated."""
+    parameters = sizes.fields.mapping("rope_parameters")
+    for reader in (parameters, sizes.fields):
+        ratio = (
+            None
+            if reader is None
+            else reader.number("partial_rotary_factor", minimum=0.0, maximum=1.0)
+        )
+        if ratio is not None:
+            return ratio
+    return _HALF
+
+
+_FLAMINGO_NAMES = {
+    "d_model": "hidden_size",
+    "encoder_layers": "num_hidden_layers",
+    "encoder_attention_heads": "num_attention_heads",
+    "encoder_ffn_dim": "intermediate_size",
+}
+
+
+def audio_flamingo3(config: Fields, text: Fields) -> Iterator[Outside]:
+    """Audio Flamingo 3: Whisper's encoder under names of its own, and two linear layers.
+
+    Source: vLLM 0.32 ``models/audioflamingo3.py``; transformers 5
+    ``configuration_audioflamingo3.py``.
+    """
+    sizes = Sizes(config, "audio_config", _WHISPER_LARGE, required=False)
+    values = dict(sizes.fields.values)
+    values.update(
+        {ours: values[theirs] for ours, theirs in _FLAMINGO_NAMES.items() if theirs in values}
+    )
+    sizes.fields = Fields(values, path=sizes.fields.path, faults=config.faults)
+    outputs, bias = text_width(text), config.boolean("projector_bias") is not False
+    projector = (
+        plain_linear("linear_1", sizes["d_model"], outputs, bias=bias),
+        plain_linear("linear_2", outputs, outputs, bias=bias),
+    )
+    yield from towers(
+        AUDIO,
+        Tower(name="audio_tower", parts=transformers_encoder(sizes, positions=True)),
+        Tower(name="multi_modal_projector", parts=projector),
+    )

@@ -13,6 +13,7 @@ MAX_WIDTH = 1 << 24
 MAX_LAYERS = 4096
 IMAGE = frozenset({"image"})
 IMAGE_AND_VIDEO = frozenset({"image", "video"})
+VIDEO = frozenset({"video"})
 AUDIO = frozenset({"audio"})
 INT64 = 8
 FLOAT32 = 4

@@ -36,7 +36,7 @@ _SAM_GLOBAL_LAYERS = 4
 _SAM_GRID = 64
 _SAM_WINDOW = 14
 _SAM_HEAD = 64
-_PROJECTOR = {
+PROJECTOR = {
     "projector_type": "downsample_mlp_gelu",
     "input_dim": 1152,
     "n_embed": 2048,
@@ -53,22 +53,33 @@ def deepseek_ocr(config: Fields, text: Fields) -> Iterator[Outside]:
         Refusal: vLLM knows no such projector or tiling.
     """
     del text
-    if config.text("tile_tag") != "2D":
-        raise Refusal("vLLM refuses to start: tile_tag must be 2D")
+    check_tiles(config)
     inner = Fields({"vision_config": _CLIP}, faults=config.faults)
     # Unlike CLIP, it keeps no norm after its layers.
     encoder = clip(Sizes(inner, "vision_config", {}), Depth(post_norm=False))
-    sizes = Sizes(config, "projector_config", _PROJECTOR, required=False)
+    sizes = Sizes(config, "projector_config", PROJECTOR, required=False)
     yield from towers(
         IMAGE,
-        Tower(name="sam_model", parts=_sam()),
+        Tower(name="sam_model", parts=sam()),
         Tower(name="vision_model", parts=encoder, own_names=True),
-        Tower(name="projector", parts=tuple(_projector(sizes))),
-        Vectors(name="image_newline", elements=2 * sizes["n_embed"]),
+        Tower(name="projector", parts=tuple(projector(sizes))),
     )
+    # Parameters of the class itself stay whatever is allowed.
+    yield from towers(frozenset(), Vectors(name="image_newline", elements=2 * sizes["n_embed"]))
 
 
-def _sam() -> tuple[Part, ...]:
+def check_tiles(config: Fields) -> None:
+    """Refuse what the class does: another order of tiles.
+
+    Raises:
+        Refusal: vLLM knows no such tiling.
+    """
+    if config.text("tile_tag") != "2D":
+        raise Refusal("vLLM refuses to start: tile_tag must be 2D")
+
+
+def sam(outputs: int = 1024) -> tuple[Part, ...]:
+    """SAM's encoder with its convolutions; ``outputs`` channels come out."""
     width = _SAM_WIDTH
     attention = 4 * width * (width + 1)
     feed = 8 * width * width + 5 * width
@@ -88,11 +99,12 @@ def _sam() -> tuple[Part, ...]:
         convolution("neck.2", 256, 256, 9),
         Vectors(name="neck.norms", elements=4 * 256),
         convolution("net_2", 256, 512, 9),
-        convolution("net_3", 512, 1024, 9),
+        convolution("net_3", 512, outputs, 9),
     )
 
 
-def _projector(sizes: Sizes) -> Iterator[Part]:
+def projector(sizes: Sizes) -> Iterator[Part]:
+    """What makes embeddings of the encoders' output."""
     kind = sizes.fields.text("projector_type")
     outputs, inputs = sizes["n_embed"], sizes["input_dim"]
     if kind == "linear":

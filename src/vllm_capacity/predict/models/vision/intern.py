@@ -43,7 +43,8 @@ def _norm(sizes: Sizes) -> int:
     return _NORMS[kind]
 
 
-def _ratio(config: Fields, default: float | None) -> int:
+def folded(config: Fields, default: float | None) -> int:
+    """How many patches become one."""
     ratio = config.number("downsample_ratio", minimum=1e-3, maximum=1.0)
     if ratio is None and default is None:
         config.fault("downsample_ratio", "is missing; add the model's value")
@@ -53,14 +54,14 @@ def _ratio(config: Fields, default: float | None) -> int:
 def internvl_chat(config: Fields, text: Fields) -> Iterator[Outside]:
     """InternVLChatModel."""
     sizes = Sizes(config, "vision_config", {})
-    merged = sizes["hidden_size"] * _ratio(config, None)
+    merged = sizes["hidden_size"] * folded(config, None)
     outputs = text_width(text)
     projector = (
         Vectors(name="0", elements=2 * merged),
         plain_linear("1", merged, outputs),
         plain_linear("3", outputs, outputs),
     )
-    parts = intern_vit(sizes, _built(config, sizes.layers()))
+    parts = intern_vit(sizes, built_layers(config, sizes.layers()))
     yield from towers(
         IMAGE_AND_VIDEO,
         Tower(name="vision_model", parts=parts, data_parallel=True),
@@ -68,7 +69,8 @@ def internvl_chat(config: Fields, text: Fields) -> Iterator[Outside]:
     )
 
 
-def _built(config: Fields, layers: int) -> int:
+def built_layers(config: Fields, layers: int) -> int:
+    """Layers up to ``select_layer``."""
     selected = config.integer("select_layer", minimum=-4096, maximum=4096)
     if selected is None:
         config.fault("select_layer", "is missing; add the model's value")
@@ -76,19 +78,32 @@ def _built(config: Fields, layers: int) -> int:
     return layers + selected + 1 if selected < 0 else selected + 1
 
 
-def intern_vit(sizes: Sizes, layers: int) -> tuple[Part, ...]:
-    """InternViT."""
+def intern_vit(
+    sizes: Sizes, layers: int, *, idle_heads: int = 0, quantizable: bool = True
+) -> tuple[Part, ...]:
+    """InternViT.
+
+    Args:
+        sizes: its configuration.
+        layers: how many are built.
+        idle_heads: heads besides its own, so that more ranks divide them.
+        quantizable: whether quantisation reaches it.
+    """
     width, heads = sizes["hidden_size"], sizes["num_attention_heads"]
+    head_size = max(1, width // heads)
+    heads += idle_heads
     own = attention(
         width,
         heads,
+        head_size=head_size,
         bias=sizes.flag("qkv_bias"),
         out_bias=True,
-        extra_elements=2 * width if sizes.flag("qk_normalization") else 0,
+        extra_elements=2 * heads * head_size if sizes.flag("qk_normalization") else 0,
+        quantizable=quantizable,
     )
     layer: tuple[Part, ...] = (
         Unless(part=own, heads=heads),
-        mlp(width, sizes["intermediate_size"]),
+        mlp(width, sizes["intermediate_size"], quantizable=quantizable),
         Vectors(name="norms", elements=2 * _norm(sizes) * width + 2 * width),
     )
     positions = (sizes["image_size"] // sizes["patch_size"]) ** 2 + 1
@@ -103,7 +118,7 @@ def internvl(config: Fields, text: Fields) -> Iterator[Outside]:
     """InternVL as transformers names it, and Intern-S1: attention is never divided."""
     sizes = Sizes(config, "vision_config", _TRANSFORMERS, required=False)
     width, outputs = sizes["hidden_size"], text_width(text)
-    merged = width * _ratio(config, 0.5)
+    merged = width * folded(config, 0.5)
     projector = (
         Vectors(name="layer_norm", elements=2 * merged),
         plain_linear("linear_1", merged, outputs),

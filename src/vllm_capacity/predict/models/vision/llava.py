@@ -22,6 +22,7 @@ from vllm_capacity.predict.models.vision.common import (
     IMAGE,
     IMAGE_AND_VIDEO,
     MAX_WIDTH,
+    VIDEO,
     Sizes,
     attention,
     convolution,
@@ -32,6 +33,7 @@ from vllm_capacity.predict.models.vision.common import (
 )
 from vllm_capacity.predict.parts import Vectors
 from vllm_capacity.predict.parts.vision import Group, Projection, Tower
+from vllm_capacity.predict.refusal import Refusal
 
 
 def text_width(text: Fields) -> int:
@@ -79,13 +81,14 @@ def llava_next(config: Fields, text: Fields) -> Iterator[Outside]:
         taken = 1
     inputs, outputs = taken * _llava_width(config, "clip_vision_model"), text_width(text)
     projector = two_projections(inputs, outputs, outputs, bias=_bias(config, default=True))
+    # A parameter of the class itself stays whatever is allowed.
     newline = Vectors(name="image_newline", elements=outputs)
     yield from towers(
         IMAGE,
         Tower(name="vision_tower", parts=tower),
         Tower(name="multi_modal_projector", parts=projector),
-        newline,
     )
+    yield from towers(frozenset(), newline)
 
 
 def llava_onevision(config: Fields, text: Fields) -> Iterator[Outside]:
@@ -97,12 +100,58 @@ def llava_onevision(config: Fields, text: Fields) -> Iterator[Outside]:
         plain_linear("linear_1", inputs, outputs, bias=bias),
         plain_linear("linear_2", outputs, outputs, bias=bias),
     )
+    # A parameter of the class itself stays whatever is allowed.
     newline = Vectors(name="image_newline", elements=outputs)
     yield from towers(
         IMAGE_AND_VIDEO,
         Tower(name="vision_tower", parts=tower, own_names=True),
         Tower(name="multi_modal_projector", parts=projector),
-        newline,
+    )
+    yield from towers(frozenset(), newline)
+
+
+def llava_next_video(config: Fields, text: Fields) -> Iterator[Outside]:
+    """LLaVA-NeXT-Video, whose projector no rank divides.
+
+    Raises:
+        Refusal: vLLM knows no such pooling.
+
+    Source: vLLM 0.32 ``models/llava_next_video.py``.
+    """
+    mode = config.text("spatial_pool_mode") or "average"
+    if mode not in {"average", "max"}:
+        raise Refusal(f"vLLM refuses to start: spatial_pool_mode {mode} is not known")
+    tower = llava_tower(config, default="clip_vision_model", feature_layer=-2)
+    inputs, outputs = _llava_width(config, "clip_vision_model"), text_width(text)
+    bias = _bias(config, default=True)
+    projector = (
+        plain_linear("linear_1", inputs, outputs, bias=bias),
+        plain_linear("linear_2", outputs, outputs, bias=bias),
+    )
+    yield from towers(
+        VIDEO,
+        Tower(name="vision_tower", parts=tower),
+        Tower(name="multi_modal_projector", parts=projector),
+    )
+
+
+def bee(config: Fields, text: Fields) -> Iterator[Outside]:
+    """Bee: LLaVA-OneVision's encoder, and what is built whatever is allowed.
+
+    Source: vLLM 0.32 ``models/bee.py``.
+    """
+    tower = llava_tower(config, default="siglip_vision_model", feature_layer=-1)
+    inputs, outputs = _llava_width(config, "siglip_vision_model"), text_width(text)
+    projector = (
+        Vectors(name="pre_norm", elements=2 * inputs),
+        plain_linear("linear_1", inputs, 4 * outputs),
+        plain_linear("linear_2", 4 * outputs, outputs),
+    )
+    yield from towers(IMAGE_AND_VIDEO, Tower(name="vision_tower", parts=tower, own_names=True))
+    yield from towers(
+        frozenset(),
+        Tower(name="multi_modal_projector", parts=projector),
+        Vectors(name="image_newline", elements=outputs),
     )
 
 

@@ -5,21 +5,25 @@ Source: vLLM 0.32 ``models/qwen2_vl.py``, ``qwen2_5_vl.py`` and ``qwen3_vl.py``,
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from vllm_capacity.predict.fields import Fields
 from vllm_capacity.predict.model import Outside, Part
 from vllm_capacity.predict.models.vision.common import (
+    IMAGE,
     IMAGE_AND_VIDEO,
+    MAX_WIDTH,
     Sizes,
     attention,
     convolution,
     half_rotary,
     mlp,
+    plain_linear,
     towers,
     two_projections,
 )
 from vllm_capacity.predict.parts import Mlp, Vectors
-from vllm_capacity.predict.parts.vision import Group, RotaryTower
+from vllm_capacity.predict.parts.vision import Group, RotaryTower, Tower
 
 _QWEN2 = {
     "depth": 32,
@@ -56,11 +60,16 @@ _DEEPSTACK = (8, 16, 24)
 
 
 def _tower(
-    sizes: Sizes, width: int, parts: tuple[Part, ...], *, data_parallel: bool = True
+    sizes: Sizes,
+    width: int,
+    parts: tuple[Part, ...],
+    *,
+    data_parallel: bool = True,
+    modalities: frozenset[str] = IMAGE_AND_VIDEO,
 ) -> Iterator[Outside]:
     table = half_rotary(max(1, width // sizes["num_heads"]))
     tower = RotaryTower(name="visual", parts=parts, data_parallel=data_parallel, table=table)
-    yield from towers(IMAGE_AND_VIDEO, tower)
+    yield from towers(modalities, tower)
 
 
 def _patch_kernel(sizes: Sizes) -> int:
@@ -97,14 +106,34 @@ def qwen2_5_tower(config: Fields, text: Fields) -> Iterator[Outside]:
     yield from qwen2_5_parts(config, text, data_parallel=True)
 
 
-def qwen2_5_parts(config: Fields, text: Fields, *, data_parallel: bool) -> Iterator[Outside]:
-    """The same, for a class that may not know ``--mm-encoder-tp-mode data``."""
+def qwen2_5_parts(
+    config: Fields,
+    text: Fields,
+    *,
+    data_parallel: bool,
+    kv_heads: int | None = None,
+    modalities: frozenset[str] = IMAGE_AND_VIDEO,
+) -> Iterator[Outside]:
+    """The same, for classes that differ in a little.
+
+    Args:
+        config: the wrapper's configuration.
+        text: not asked.
+        data_parallel: whether the class knows ``--mm-encoder-tp-mode data``.
+        kv_heads: key and value heads where the file says nothing; None where they are as many
+            as heads in any case.
+        modalities: what the tower is built for.
+    """
     del text
     sizes = Sizes(config, "vision_config", _QWEN2_5, required=False)
     width = sizes["hidden_size"]
+    own = attention(width, sizes["num_heads"])
+    if kv_heads is not None:
+        grouped = sizes.fields.integer("num_key_value_heads", maximum=MAX_WIDTH) or kv_heads
+        own = replace(own, num_kv_heads=grouped)
     gated = Mlp(hidden_size=width, intermediate_size=sizes["intermediate_size"], bias=True)
     block: tuple[Part, ...] = (
-        attention(width, sizes["num_heads"]),
+        own,
         gated,
         Vectors(name="norms", elements=2 * width),
     )
@@ -115,7 +144,35 @@ def qwen2_5_parts(config: Fields, text: Fields, *, data_parallel: bool) -> Itera
         Group(name="blocks", parts=block, count=sizes.layers("depth")),
         Group(name="merger", parts=(*merger, Vectors(name="ln_q", elements=width))),
     )
-    yield from _tower(sizes, width, parts, data_parallel=data_parallel)
+    yield from _tower(sizes, width, parts, data_parallel=data_parallel, modalities=modalities)
+
+
+def opencua(config: Fields, text: Fields) -> Iterator[Outside]:
+    """OpenCUA's: Qwen2.5-VL's, for pictures alone.
+
+    Source: vLLM 0.32 ``models/opencua.py``.
+    """
+    yield from qwen2_5_parts(config, text, data_parallel=True, modalities=IMAGE)
+
+
+def exaone4_5(config: Fields, text: Fields) -> Iterator[Outside]:
+    """EXAONE 4.5's: Qwen2.5-VL's with grouped attention.
+
+    Source: vLLM 0.32 ``models/exaone4_5.py``; transformers 5 ``configuration_exaone4_5.py``.
+    """
+    yield from qwen2_5_parts(config, text, data_parallel=True, kv_heads=8)
+
+
+def hyperclovax_v2(config: Fields, text: Fields) -> Iterator[Outside]:
+    """HyperCLOVA X SEED Think's: Qwen2.5-VL's, and a linear layer.
+
+    Source: vLLM 0.32 ``models/hyperclovax_vision_v2.py``.
+    """
+    yield from qwen2_5_parts(config, text, data_parallel=False)
+    sizes = Sizes(config, "vision_config", _QWEN2_5, required=False)
+    outputs = text.required_integer("hidden_size", maximum=MAX_WIDTH)
+    linear = plain_linear("linear", sizes["out_hidden_size"], outputs)
+    yield from towers(IMAGE_AND_VIDEO, Tower(name="mm_projector", parts=(linear,)))
 
 
 def deepstack_levels(config: Fields) -> int:
