@@ -2,8 +2,8 @@
 
 from vllm_capacity.errors import Fault, InputError
 from vllm_capacity.observe.startup_log import RankStartup, StartupLog
-from vllm_capacity.predict.calibration import Calibration
-from vllm_capacity.predict.memory_budget import Estimate
+from vllm_capacity.predict.memory.budget import Estimate
+from vllm_capacity.predict.memory.calibration import Calibration
 from vllm_capacity.units import Bytes
 
 #: Terms that belong together: they add up within one rank.

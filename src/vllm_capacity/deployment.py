@@ -21,9 +21,9 @@ from vllm_capacity.predict import (
     VllmVersion,
     predict,
 )
-from vllm_capacity.predict.calibrated_deployment import calibrated_deployment
-from vllm_capacity.predict.calibration import Calibration
-from vllm_capacity.predict.checkpoint_check import checkpoint_mismatch
+from vllm_capacity.predict.memory.calibrated_deployment import calibrated_deployment
+from vllm_capacity.predict.memory.calibration import Calibration
+from vllm_capacity.predict.memory.checkpoint_check import checkpoint_mismatch
 from vllm_capacity.units import Bytes
 
 _LIMITS = ("max_model_len", "max_num_seqs", "max_num_batched_tokens")

@@ -5,7 +5,7 @@ from typing import Protocol
 from vllm_capacity.calibrate import calibration_from
 from vllm_capacity.errors import InputError
 from vllm_capacity.observe.startup_log import StartupLogReader
-from vllm_capacity.predict.calibration import Calibration
+from vllm_capacity.predict.memory.calibration import Calibration
 
 #: One reading is bounded, so that a backlog is caught up with over several collections.
 _BYTES_PER_COLLECTION = 16 << 20

@@ -3,9 +3,9 @@
 from typing import Any
 
 from vllm_capacity.predict import layer_cache
-from vllm_capacity.predict.cache_args import CacheArgs
-from vllm_capacity.predict.flash_attention import Kernels
-from vllm_capacity.predict.layer_cache import (
+from vllm_capacity.predict.kv_cache.args import CacheArgs
+from vllm_capacity.predict.kv_cache.flash_attention import Kernels
+from vllm_capacity.predict.kv_cache.layer_cache import (
     AttentionCache,
     LayerCache,
     State,

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from recorded import LLAMA_8B, deployment
 
 from vllm_capacity.predict import Deployment, MemoryBudget, predict
-from vllm_capacity.predict.calibration import Calibration
-from vllm_capacity.predict.memory_budget import Estimate
+from vllm_capacity.predict.memory.budget import Estimate
+from vllm_capacity.predict.memory.calibration import Calibration
 from vllm_capacity.units import GIB, MIB, Bytes
 
 ARGS = {"max_model_len": 8192, "gpu_memory_utilization": 0.95}

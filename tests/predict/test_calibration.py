@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_capacity.errors import InputError
-from vllm_capacity.predict.calibration import TERMS, Calibration
-from vllm_capacity.predict.memory_budget import Estimate
+from vllm_capacity.predict.memory.budget import Estimate
+from vllm_capacity.predict.memory.calibration import TERMS, Calibration
 from vllm_capacity.units import Bytes
 
 SIZES = st.integers(0, 1 << 40)

@@ -3,7 +3,7 @@
 import pytest
 from recorded import LLAMA_8B, QWEN3_1_7B, deployment
 
-from vllm_capacity.predict.checkpoint_check import checkpoint_mismatch
+from vllm_capacity.predict.memory.checkpoint_check import checkpoint_mismatch
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,10 @@ from typing import Any
 import pytest
 from cached_layers import FULL, MAMBA2, WINDOW, cache_args, numbered
 
-from vllm_capacity.predict.attention_backend import Wanted
-from vllm_capacity.predict.backend_choice import choose_backend, kernels_for_mixed_heads
-from vllm_capacity.predict.flash_attention import Heads, Kernels, flash_attention_version
-from vllm_capacity.predict.kv_cache_planner import make_planner
-from vllm_capacity.predict.layer_cache import (
+from vllm_capacity.predict.kv_cache.attention_backend import Wanted
+from vllm_capacity.predict.kv_cache.backend_choice import choose_backend, kernels_for_mixed_heads
+from vllm_capacity.predict.kv_cache.flash_attention import Heads, Kernels, flash_attention_version
+from vllm_capacity.predict.kv_cache.layer_cache import (
     AttentionCache,
     IndexerCache,
     LatentCache,
@@ -17,6 +16,7 @@ from vllm_capacity.predict.layer_cache import (
     StateCache,
     StateKind,
 )
+from vllm_capacity.predict.kv_cache.planner import make_planner
 from vllm_capacity.predict.refusal import Refusal
 from vllm_capacity.units import Tokens
 

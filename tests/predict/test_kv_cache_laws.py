@@ -5,12 +5,12 @@ from cached_layers import FULL, MAMBA2, WINDOW, cache_args, numbered
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_capacity.predict.flash_attention import Kernels
-from vllm_capacity.predict.kv_cache_groups import group_layers
-from vllm_capacity.predict.kv_cache_plan import Planner
-from vllm_capacity.predict.kv_cache_planner import make_planner, make_planner_for_any_gpu
-from vllm_capacity.predict.kv_cache_spec import FullAttentionSpec, KVCacheSpec, SlidingWindowSpec
-from vllm_capacity.predict.layer_cache import AttentionCache, LatentCache, LayerCache
+from vllm_capacity.predict.kv_cache.flash_attention import Kernels
+from vllm_capacity.predict.kv_cache.groups import group_layers
+from vllm_capacity.predict.kv_cache.layer_cache import AttentionCache, LatentCache, LayerCache
+from vllm_capacity.predict.kv_cache.plan import Planner
+from vllm_capacity.predict.kv_cache.planner import make_planner, make_planner_for_any_gpu
+from vllm_capacity.predict.kv_cache.spec import FullAttentionSpec, KVCacheSpec, SlidingWindowSpec
 from vllm_capacity.predict.refusal import Refusal
 from vllm_capacity.units import GIB, Tokens
 

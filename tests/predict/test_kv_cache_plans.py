@@ -10,8 +10,8 @@ import pytest
 from cached_layers import recorded_args, recorded_stages
 from recorded import rows
 
-from vllm_capacity.predict.kv_cache_plan import KVCachePlan, Planner
-from vllm_capacity.predict.kv_cache_planner import make_planner
+from vllm_capacity.predict.kv_cache.plan import KVCachePlan, Planner
+from vllm_capacity.predict.kv_cache.planner import make_planner
 from vllm_capacity.predict.refusal import Refusal
 
 ROWS = rows("kv_cache_plans")

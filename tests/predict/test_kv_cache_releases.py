@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 from cached_layers import FULL, MAMBA2, WINDOW, cache_args, numbered
 
-from vllm_capacity.predict.flash_attention import Kernels
-from vllm_capacity.predict.kv_cache_planner import make_planner
-from vllm_capacity.predict.layer_cache import AttentionCache, LatentCache
+from vllm_capacity.predict.kv_cache.flash_attention import Kernels
+from vllm_capacity.predict.kv_cache.layer_cache import AttentionCache, LatentCache
+from vllm_capacity.predict.kv_cache.planner import make_planner
 from vllm_capacity.predict.refusal import Refusal
 from vllm_capacity.predict.vllm_version import VllmVersion
 from vllm_capacity.units import GIB, Tokens

@@ -3,8 +3,10 @@
 import pytest
 from cached_layers import MAMBA2, cache_args
 
-from vllm_capacity.predict.kv_cache_format import attention_format, latent_format
-from vllm_capacity.predict.kv_cache_spec import (
+from vllm_capacity.predict.kv_cache.format import attention_format, latent_format
+from vllm_capacity.predict.kv_cache.layer_cache import State, StateCache, StateKind
+from vllm_capacity.predict.kv_cache.recurrent_state import mamba_spec, state_bytes
+from vllm_capacity.predict.kv_cache.spec import (
     ChunkedLocalAttentionSpec,
     CrossAttentionSpec,
     FullAttentionSpec,
@@ -14,8 +16,6 @@ from vllm_capacity.predict.kv_cache_spec import (
     SlidingWindowSpec,
     UniformTypeSpecs,
 )
-from vllm_capacity.predict.layer_cache import State, StateCache, StateKind
-from vllm_capacity.predict.recurrent_state import mamba_spec, state_bytes
 from vllm_capacity.predict.refusal import Refusal
 from vllm_capacity.units import Bytes, Tokens
 

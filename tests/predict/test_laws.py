@@ -9,7 +9,7 @@ from recorded import H100, LLAMA_8B, MOE, QWEN3_14B, QWEN3_14B_FP8, deployment
 
 from vllm_capacity.errors import EngineArgsError
 from vllm_capacity.predict import Prediction, predict
-from vllm_capacity.predict.kv_cache_spec import FullAttentionSpec, Request, SlidingWindowSpec
+from vllm_capacity.predict.kv_cache.spec import FullAttentionSpec, Request, SlidingWindowSpec
 from vllm_capacity.predict.parallel import stage_layers
 from vllm_capacity.predict.rope import Rope
 from vllm_capacity.units import GIB, Tokens, ceil_div

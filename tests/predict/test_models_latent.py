@@ -18,10 +18,8 @@ from recorded import rows
 
 from vllm_capacity.errors import Fault, ModelConfigError
 from vllm_capacity.predict import ModelConfig
-from vllm_capacity.predict.checkpoint_quantization import read_quantization
-from vllm_capacity.predict.deepseek_v4_quantization import read_deepseek_v4
 from vllm_capacity.predict.fields import Fields
-from vllm_capacity.predict.layer_cache import (
+from vllm_capacity.predict.kv_cache.layer_cache import (
     AttentionCache,
     CompressedIndexerCache,
     CompressedLatentCache,
@@ -32,13 +30,15 @@ from vllm_capacity.predict.layer_cache import (
     StateCache,
     WindowLatentCache,
 )
+from vllm_capacity.predict.memory.weights import StageModel, Widths, refusal, weights_bytes
 from vllm_capacity.predict.model import Model
 from vllm_capacity.predict.models.latent_drafts import PREDICTORS
 from vllm_capacity.predict.parallel import Rank, ranks, stage_layers
 from vllm_capacity.predict.parts.latent_attention import LatentAttention
-from vllm_capacity.predict.quantization import Quantization
+from vllm_capacity.predict.quantization.checkpoint import read_quantization
+from vllm_capacity.predict.quantization.deepseek_v4 import read_deepseek_v4
+from vllm_capacity.predict.quantization.scheme import Quantization
 from vllm_capacity.predict.refusal import Refusal
-from vllm_capacity.predict.weights import StageModel, Widths, refusal, weights_bytes
 
 ALL = rows("models_latent")
 CASES = [case for case in ALL if "expected" in case]

@@ -18,14 +18,14 @@ from recorded import rows
 
 from vllm_capacity.errors import ModelConfigError
 from vllm_capacity.predict import ModelConfig
-from vllm_capacity.predict.layer_cache import AttentionCache, CrossAttentionCache
+from vllm_capacity.predict.kv_cache.layer_cache import AttentionCache, CrossAttentionCache
+from vllm_capacity.predict.memory.weights import StageModel, Widths, weights_bytes
 from vllm_capacity.predict.model import Model
 from vllm_capacity.predict.models.multimodal import WRAPPERS
 from vllm_capacity.predict.models.renames import RENAMES
 from vllm_capacity.predict.parallel import Rank, ranks, stage_layers
 from vllm_capacity.predict.parts import Vectors
-from vllm_capacity.predict.quantization import Unquantized
-from vllm_capacity.predict.weights import StageModel, Widths, weights_bytes
+from vllm_capacity.predict.quantization.scheme import Unquantized
 
 CASES = rows("models_multimodal")
 FIRST = {case["config"]["architectures"][0]: case for case in reversed(CASES)}

@@ -14,11 +14,11 @@ from recorded import rows
 
 from vllm_capacity.errors import ModelConfigError
 from vllm_capacity.predict import ModelConfig
-from vllm_capacity.predict.checkpoint_quantization import read_quantization
-from vllm_capacity.predict.kv_cache_planner import make_planner
+from vllm_capacity.predict.kv_cache.planner import make_planner
+from vllm_capacity.predict.memory.weights import StageModel, Widths, refusal, weights_bytes
 from vllm_capacity.predict.model import Model, NamedCache
 from vllm_capacity.predict.parallel import Rank, ranks, stage_layers
-from vllm_capacity.predict.weights import StageModel, Widths, refusal, weights_bytes
+from vllm_capacity.predict.quantization.checkpoint import read_quantization
 from vllm_capacity.units import Bytes, Tokens
 
 CASES = rows("models_rest")

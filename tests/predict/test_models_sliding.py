@@ -16,16 +16,16 @@ from recorded import LLAMA_8B, rows
 
 from vllm_capacity.errors import ModelConfigError
 from vllm_capacity.predict import ModelConfig
-from vllm_capacity.predict.checkpoint_quantization import read_quantization
 from vllm_capacity.predict.fields import Fields
-from vllm_capacity.predict.layer_cache import AttentionCache
+from vllm_capacity.predict.kv_cache.layer_cache import AttentionCache
+from vllm_capacity.predict.memory.weights import StageModel, Widths, refusal, weights_bytes
 from vllm_capacity.predict.model import Model, NamedCache, Stages
 from vllm_capacity.predict.models.drafts import Target, beside_draft, build_draft
 from vllm_capacity.predict.models.registry import architectures_of
 from vllm_capacity.predict.parallel import Rank, ranks, stage_layers
-from vllm_capacity.predict.quantization import Quantization, Unquantized
+from vllm_capacity.predict.quantization.checkpoint import read_quantization
+from vllm_capacity.predict.quantization.scheme import Quantization, Unquantized
 from vllm_capacity.predict.refusal import Refusal
-from vllm_capacity.predict.weights import StageModel, Widths, refusal, weights_bytes
 
 FAMILY = architectures_of(
     "backend",

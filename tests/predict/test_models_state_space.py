@@ -18,15 +18,15 @@ from recorded import rows
 
 from vllm_capacity.errors import Fault, ModelConfigError
 from vllm_capacity.predict import ModelConfig
-from vllm_capacity.predict.checkpoint_quantization import read_quantization
 from vllm_capacity.predict.fields import Fields
-from vllm_capacity.predict.layer_cache import AttentionCache, LatentCache, StateCache
+from vllm_capacity.predict.kv_cache.layer_cache import AttentionCache, LatentCache, StateCache
+from vllm_capacity.predict.memory.weights import StageModel, Widths, refusal, weights_bytes
 from vllm_capacity.predict.model import Model, NamedCache
 from vllm_capacity.predict.models.registry import architectures_of
 from vllm_capacity.predict.models.state_space_drafts import DRAFTS
 from vllm_capacity.predict.parallel import Rank, ranks, stage_layers
-from vllm_capacity.predict.quantization import Quantization
-from vllm_capacity.predict.weights import StageModel, Widths, refusal, weights_bytes
+from vllm_capacity.predict.quantization.checkpoint import read_quantization
+from vllm_capacity.predict.quantization.scheme import Quantization
 
 FAMILY = architectures_of(
     "falcon_h1",

@@ -15,7 +15,7 @@ from recorded import rows
 
 from vllm_capacity.errors import ModelConfigError
 from vllm_capacity.predict import Deployment, EngineArgs, ModelConfig, Prediction, predict
-from vllm_capacity.predict.layer_cache import AttentionCache
+from vllm_capacity.predict.kv_cache.layer_cache import AttentionCache
 from vllm_capacity.predict.parallel import ranks
 
 CASES = rows("architectures")

@@ -6,11 +6,11 @@ import pytest
 from recorded import LLAMA_8B, MOE, deployment, rows
 
 from vllm_capacity.predict import MemoryBudget, ModelConfig, VllmVersion, predict
-from vllm_capacity.predict.encoder_budget import EncoderItem, encoded
 from vllm_capacity.predict.fields import Fields
+from vllm_capacity.predict.memory.encoder import EncoderItem, encoded
+from vllm_capacity.predict.memory.samplers import choose_sampler
 from vllm_capacity.predict.models.vision.items import encoder_item
 from vllm_capacity.predict.parts.experts import workspace_per_expert
-from vllm_capacity.predict.samplers import choose_sampler
 from vllm_capacity.units import GIB, MIB
 
 STARTUPS = {row["id"]: row for row in rows("startups")}

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from recorded import gpu_of, rows
 
 from vllm_capacity.predict import Deployment, EngineArgs, ModelConfig, VllmVersion, predict
-from vllm_capacity.predict.checkpoint_quantization import read_quantization
-from vllm_capacity.predict.module_names import Renaming
 from vllm_capacity.predict.modules import Attention, Linear, RoutedExperts
 from vllm_capacity.predict.prediction import Prediction
-from vllm_capacity.predict.quantization import Quantization
+from vllm_capacity.predict.quantization.checkpoint import read_quantization
+from vllm_capacity.predict.quantization.module_names import Renaming
+from vllm_capacity.predict.quantization.scheme import Quantization
 
 CASES = rows("quantized")
 FULL_WIDTH = 2

@@ -3,7 +3,7 @@
 from vllm_capacity.calibrate import calibration_from
 from vllm_capacity.errors import InputError
 from vllm_capacity.observe.startup_log import read_startup_log
-from vllm_capacity.predict.calibration import Calibration
+from vllm_capacity.predict.memory.calibration import Calibration
 from vllm_capacity.sources.log_file import read_log_lines
 from vllm_capacity.sources.profile_file import load_profile
 

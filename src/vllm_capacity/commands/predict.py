@@ -11,9 +11,9 @@ from vllm_capacity.commands.predict_jsonl import answer_line
 from vllm_capacity.commands.predict_table import fits, render
 from vllm_capacity.errors import EngineArgsError, Fault, ModelConfigError
 from vllm_capacity.predict import Deployment, ModelConfig
-from vllm_capacity.predict.calibrated_deployment import calibrated_deployment
-from vllm_capacity.predict.calibration import Calibration
-from vllm_capacity.predict.checkpoint_check import checkpoint_mismatch
+from vllm_capacity.predict.memory.calibrated_deployment import calibrated_deployment
+from vllm_capacity.predict.memory.calibration import Calibration
+from vllm_capacity.predict.memory.checkpoint_check import checkpoint_mismatch
 from vllm_capacity.sources.profile_file import save_profile
 
 _EPILOG = """\

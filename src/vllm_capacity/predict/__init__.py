@@ -2,8 +2,8 @@
 
 from vllm_capacity.predict.engine_args import EngineArgs
 from vllm_capacity.predict.gpu import Gpu, gpu_given, gpu_named
-from vllm_capacity.predict.kv_cache_plan import KVCacheGroup, KVCachePlan
-from vllm_capacity.predict.memory_budget import MemoryBudget
+from vllm_capacity.predict.kv_cache.plan import KVCacheGroup, KVCachePlan
+from vllm_capacity.predict.memory.budget import MemoryBudget
 from vllm_capacity.predict.model_config import ModelConfig
 from vllm_capacity.predict.prediction import Deployment, Prediction, predict
 from vllm_capacity.predict.resolved import ResolvedArgs

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from vllm_capacity.predict.encoder_budget import EncoderItem
-from vllm_capacity.predict.layer_cache import LayerCache
+from vllm_capacity.predict.kv_cache.layer_cache import LayerCache
+from vllm_capacity.predict.memory.encoder import EncoderItem
 from vllm_capacity.predict.modules import Module
 from vllm_capacity.predict.parallel import Rank
 from vllm_capacity.predict.rope import RopeTable

@@ -4,27 +4,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from vllm_capacity.errors import EngineArgsError, Fault
-from vllm_capacity.predict.activation import (
+from vllm_capacity.predict.engine_args import EngineArgs
+from vllm_capacity.predict.fields import Fields
+from vllm_capacity.predict.gpu import Gpu
+from vllm_capacity.predict.kv_cache.deployed import Surroundings, deployed_planner
+from vllm_capacity.predict.kv_cache.plan import KVCachePlan, Planner
+from vllm_capacity.predict.memory.activation import (
     SORTING_RELEASE,
     Batch,
     activation_peak,
 )
-from vllm_capacity.predict.calibrated_budget import (
-    Corrections,
-    calibrated,
-    corrections,
-    measured_args,
-)
-from vllm_capacity.predict.calibration import Calibration
-from vllm_capacity.predict.checkpoint_quantization import read_quantization
-from vllm_capacity.predict.deployed_cache import Surroundings, deployed_planner
-from vllm_capacity.predict.engine_args import EngineArgs
-from vllm_capacity.predict.fields import Fields
-from vllm_capacity.predict.gpu import Gpu
-from vllm_capacity.predict.kv_cache_plan import KVCachePlan, Planner
-from vllm_capacity.predict.loaded_weights import loaded_bytes
-from vllm_capacity.predict.lora import lora_bytes, lora_slots
-from vllm_capacity.predict.memory_budget import (
+from vllm_capacity.predict.memory.budget import (
     NOTHING,
     Estimate,
     MemoryBudget,
@@ -33,24 +23,34 @@ from vllm_capacity.predict.memory_budget import (
     non_torch,
     requested_bytes,
 )
-from vllm_capacity.predict.model import NO_RENAMES, Model
-from vllm_capacity.predict.model_config import ModelConfig
-from vllm_capacity.predict.models.renamings import RENAMINGS
-from vllm_capacity.predict.module_names import Renaming
-from vllm_capacity.predict.parallel import Rank, ranks, stage_layers
-from vllm_capacity.predict.parts import LogitsHead, TokenEmbedding
-from vllm_capacity.predict.quantization import Quantization, Unquantized
-from vllm_capacity.predict.refusal import Refusal
-from vllm_capacity.predict.resolved import ResolvedArgs, resolve
-from vllm_capacity.predict.samplers import Sampler, choose_sampler
-from vllm_capacity.predict.speculative import read_speculative
-from vllm_capacity.predict.vllm_version import NEWEST_KNOWN, OLDEST_KNOWN, VllmVersion
-from vllm_capacity.predict.weights import (
+from vllm_capacity.predict.memory.calibrated_budget import (
+    Corrections,
+    calibrated,
+    corrections,
+    measured_args,
+)
+from vllm_capacity.predict.memory.calibration import Calibration
+from vllm_capacity.predict.memory.loaded_weights import loaded_bytes
+from vllm_capacity.predict.memory.lora import lora_bytes, lora_slots
+from vllm_capacity.predict.memory.samplers import Sampler, choose_sampler
+from vllm_capacity.predict.memory.weights import (
     StageModel,
     Widths,
     refusal,
     weights_bytes,
 )
+from vllm_capacity.predict.model import NO_RENAMES, Model
+from vllm_capacity.predict.model_config import ModelConfig
+from vllm_capacity.predict.models.renamings import RENAMINGS
+from vllm_capacity.predict.parallel import Rank, ranks, stage_layers
+from vllm_capacity.predict.parts import LogitsHead, TokenEmbedding
+from vllm_capacity.predict.quantization.checkpoint import read_quantization
+from vllm_capacity.predict.quantization.module_names import Renaming
+from vllm_capacity.predict.quantization.scheme import Quantization, Unquantized
+from vllm_capacity.predict.refusal import Refusal
+from vllm_capacity.predict.resolved import ResolvedArgs, resolve
+from vllm_capacity.predict.speculative import read_speculative
+from vllm_capacity.predict.vllm_version import NEWEST_KNOWN, OLDEST_KNOWN, VllmVersion
 from vllm_capacity.units import GIB, Bytes, format_gib
 
 #: GPUs that vLLM has router kernels for.

@@ -9,7 +9,7 @@ from vllm_capacity.predict.engine_args import EngineArgs
 from vllm_capacity.predict.gpu import Gpu
 from vllm_capacity.predict.model import Model
 from vllm_capacity.predict.model_config import ModelConfig
-from vllm_capacity.predict.quantization import Quantization
+from vllm_capacity.predict.quantization.scheme import Quantization
 from vllm_capacity.predict.refusal import Refusal
 from vllm_capacity.predict.speculative import read_speculative
 from vllm_capacity.predict.vllm_version import VllmVersion

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from vllm_capacity.predict.answers.what_if import alternatives
-from vllm_capacity.predict.kv_cache_plan import KVCachePlan
+from vllm_capacity.predict.kv_cache.plan import KVCachePlan
 from vllm_capacity.predict.prediction import Deployment, Prediction, predict
 
 _MORE_GPUS = (2, 4, 8)

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 from vllm_capacity.predict.answers.workload import Workload, workload_capacity
 from vllm_capacity.predict.engine_args import EngineArgs
-from vllm_capacity.predict.kv_cache_format import is_quantized
-from vllm_capacity.predict.kv_cache_plan import KVCachePlan
+from vllm_capacity.predict.kv_cache.format import is_quantized
+from vllm_capacity.predict.kv_cache.plan import KVCachePlan
 from vllm_capacity.predict.prediction import Deployment, Prediction, predict
 from vllm_capacity.predict.resolved import ResolvedArgs
 

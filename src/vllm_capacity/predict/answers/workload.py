@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from vllm_capacity.errors import EngineArgsError, Fault
-from vllm_capacity.predict.kv_cache_plan import KVCachePlan
+from vllm_capacity.predict.kv_cache.plan import KVCachePlan
 from vllm_capacity.units import Blocks, Bytes, Tokens
 
 #: Groups whose cached blocks later requests share token by token. Windows and states are counted

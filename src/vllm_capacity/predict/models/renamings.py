@@ -4,7 +4,7 @@ Wrappers carry theirs in :attr:`Model.renames`.
 Source: vLLM 0.32 ``model_executor/models/``, ``hf_to_vllm_mapper`` of each class.
 """
 
-from vllm_capacity.predict.module_names import Renaming
+from vllm_capacity.predict.quantization.module_names import Renaming
 
 _QWEN3_5 = Renaming(prefixes=(("model.language_model.", "model."), ("mtp.", None)))
 _LFM2 = Renaming(substrings=((".conv.", ".short_conv."),))

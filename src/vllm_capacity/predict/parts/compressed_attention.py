@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from vllm_capacity.predict.layer_cache import (
+from vllm_capacity.predict.kv_cache.layer_cache import (
     CompressedIndexerCache,
     CompressedLatentCache,
     CompressorStateCache,

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from vllm_capacity.predict.layer_cache import State, StateCache, StateKind
+from vllm_capacity.predict.kv_cache.layer_cache import State, StateCache, StateKind
 from vllm_capacity.predict.model import NamedCache, Part, Transient
 from vllm_capacity.predict.modules import Linear, Module, Plain
 from vllm_capacity.predict.parallel import Rank

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from vllm_capacity.predict.layer_cache import AttentionCache, IndexerCache, LatentCache
+from vllm_capacity.predict.kv_cache.layer_cache import AttentionCache, IndexerCache, LatentCache
 from vllm_capacity.predict.model import NamedCache, Part, Transient
 from vllm_capacity.predict.modules import Attention, Linear, Module, Plain
 from vllm_capacity.predict.parallel import Rank

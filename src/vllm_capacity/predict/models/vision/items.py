@@ -7,8 +7,8 @@ import math
 from collections.abc import Callable, Iterator
 from typing import TypeGuard
 
-from vllm_capacity.predict.encoder_budget import EncoderItem
 from vllm_capacity.predict.fields import Fields
+from vllm_capacity.predict.memory.encoder import EncoderItem
 
 _COLOURS = 3
 #: Largest images of Qwen's processors, in merged patches.
