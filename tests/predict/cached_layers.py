@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from vllm_capacity.predict import layer_cache
+from vllm_capacity.predict.kv_cache import layer_cache
 from vllm_capacity.predict.kv_cache.args import CacheArgs
 from vllm_capacity.predict.kv_cache.flash_attention import Kernels
 from vllm_capacity.predict.kv_cache.layer_cache import (
