@@ -5,14 +5,29 @@ Between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` a page holds what the 
 
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from vllm_capacity.commands.check import GAPS
+from vllm_capacity.errors import InputError
 from vllm_capacity.export.catalogue import CATALOGUE
+from vllm_capacity.predict import ModelConfig
+from vllm_capacity.predict.models.registry import architectures
+from vllm_capacity.predict.parallel import Rank, ranks
 from vllm_capacity.settings import DEFAULT_PORT, SETTINGS, Setting
 
 DOCS = Path(__file__).parent
+sys.path.insert(0, str(DOCS.parent / "tests" / "predict"))
+
+from answered import differences, predicted  # noqa: E402 (the tests' own comparison)
+from recorded import DATA, rows  # noqa: E402
+
+_ALONE: Rank = ranks(
+    tensor_parallel=1, pipeline_parallel=1, data_parallel=1, expert_parallel=False
+)[0]
+#: Files of vLLM's own answers about models; of the last ones whole deployments.
+_MODELS = ("architectures", "variations", "quantized")
 
 
 def metrics_table() -> Iterator[str]:
@@ -42,9 +57,75 @@ def gaps_table() -> Iterator[str]:
         yield f"| `{name}` | {weight} | {cost} |"
 
 
+def oracle_table() -> Iterator[str]:
+    """The run against vLLM's own answers, made now."""
+    cases, supported, exact = Counter[str](), Counter[str](), Counter[str]()
+    for case in rows("oracle"):
+        prediction = predicted(case)
+        cases[case["cls"]] += 1
+        supported[case["cls"]] += prediction.supported
+        exact[case["cls"]] += prediction.supported and not differences(case, prediction)
+    yield "| kind | deployments | supported | equal in every number |"
+    yield "|---|---|---|---|"
+    for kind in sorted(cases):
+        yield f"| `{kind}` | {cases[kind]} | {supported[kind]} | {exact[kind]} |"
+    yield (
+        f"| **all** | **{cases.total()}** | **{supported.total()}** | **{exact.total()}** |"
+    )
+
+
+def architectures_table() -> Iterator[str]:
+    """Every class that is described, and how many answers of vLLM the tests compare it with."""
+    deployments, models, kept = Counter[str](), Counter[str](), dict[str, set[str]]()
+    for path in sorted(DATA.glob("*.jsonl.xz")):
+        name = path.name.removesuffix(".jsonl.xz")
+        if not name.startswith(("oracle", "more_oracle", "models_", *_MODELS)):
+            continue
+        count = deployments if "oracle" in name else models
+        for row in rows(name):
+            (architecture, *_) = row["config"].get("architectures") or ("",)
+            count[architecture] += 1
+            kept.setdefault(architecture, set()).update(_kept(row["config"]))
+    yield "| class | what its layers keep | deployments compared | models compared |"
+    yield "|---|---|---|---|"
+    for name in architectures():
+        kinds = ", ".join(sorted(kept.get(name, ())))
+        yield f"| `{name}` | {kinds} | {deployments[name] or '–'} | {models[name] or '–'} |"
+
+
+def _kept(config: dict[str, object]) -> set[str]:
+    """Kinds of caches of a model's layers, in the field's words."""
+    try:
+        model = ModelConfig.from_dict(config).model
+    except InputError:
+        return set()
+    if model is None:
+        return set()
+    caches = {
+        named.cache
+        for layer in {id(layer.parts): layer for layer in model.layers}.values()
+        for part in layer.parts
+        for named in part.caches(_ALONE, layer.path)
+    }
+    return {_words(cache) for cache in caches}
+
+
+def _words(cache: object) -> str:
+    if getattr(cache, "attention_chunk_size", None):
+        return "chunks"
+    if getattr(cache, "sliding_window", None):
+        return "window"
+    kind = getattr(cache, "kind", None)
+    if kind is not None:
+        return f"{kind.value.replace('_', ' ')} state"
+    words = re.sub(r"(?<!^)(?=[A-Z])", " ", type(cache).__name__.removesuffix("Cache")).lower()
+    return {"attention": "full"}.get(words, words)
+
+
 TABLES: dict[str, dict[str, Callable[[], Iterator[str]]]] = {
     "metrics.md": {"metrics": metrics_table, "gaps": gaps_table},
     "configuration.md": {"settings": settings_table},
+    "architectures.md": {"oracle": oracle_table, "architectures": architectures_table},
 }
 
 
