@@ -220,11 +220,6 @@ def test_context_parallelism_divides_tokens_of_latent_attention() -> None:
     assert plan.blocks_per_max_len_request == (64,)
     with pytest.raises(Refusal, match="context parallelism"):
         make_planner([numbered((4, WINDOW))], cache_args(decode_context_parallel_size=2))
-    with pytest.raises(Refusal, match="drafter"):
-        make_planner(
-            [numbered((4, LATENT))],
-            cache_args(decode_context_parallel_size=2, num_draft_layers=1),
-        )
 
 
 def test_layers_with_unequal_heads_need_the_heads_of_the_whole_model() -> None:

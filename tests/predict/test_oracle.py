@@ -26,8 +26,10 @@ MUST_BE_SUPPORTED = {
 }
 
 
-def _predicted(case: dict[str, Any]) -> Prediction:
-    asked = [result["available_memory"] for result in case["expected"]["results"]]
+def predicted(case: dict[str, Any]) -> Prediction:
+    """What is predicted for the bytes that vLLM was asked about."""
+    results = case.get("expected", {}).get("results", ())
+    asked = [result["available_memory"] for result in results]
     return predict(
         Deployment(
             model=ModelConfig.from_dict(
@@ -43,7 +45,8 @@ def _predicted(case: dict[str, Any]) -> Prediction:
     )
 
 
-def _differences(case: dict[str, Any], prediction: Prediction) -> list[str]:
+def differences(case: dict[str, Any], prediction: Prediction) -> list[str]:
+    """Every number that is not vLLM's."""
     return [
         f"{name}: predicted {mine}, vLLM {theirs}"
         for name, mine, theirs in (
@@ -105,9 +108,9 @@ def _plans(case: dict[str, Any], prediction: Prediction) -> list[tuple[str, Any,
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["id"])
 def test_a_supported_deployment_is_predicted_exactly(case: dict[str, Any]) -> None:
-    prediction = _predicted(case)
+    prediction = predicted(case)
     if prediction.supported:
-        assert _differences(case, prediction) == []
+        assert differences(case, prediction) == []
     else:
         assert prediction.reason
         assert case["cls"] not in MUST_BE_SUPPORTED
@@ -118,10 +121,10 @@ def test_a_supported_deployment_is_predicted_exactly(case: dict[str, Any]) -> No
 def test_the_table_of_classes_has_no_inexact_answer(capsys: pytest.CaptureFixture[str]) -> None:
     cases, supported, exact = Counter[str](), Counter[str](), Counter[str]()
     for case in CASES:
-        prediction = _predicted(case)
+        prediction = predicted(case)
         cases[case["cls"]] += 1
         supported[case["cls"]] += prediction.supported
-        exact[case["cls"]] += prediction.supported and not _differences(case, prediction)
+        exact[case["cls"]] += prediction.supported and not differences(case, prediction)
     lines = [f"{'class':<22}{'cases':>6}{'supported':>11}{'exact':>7}"]
     lines += [
         f"{cls:<22}{cases[cls]:>6}{supported[cls]:>11}{exact[cls]:>7}" for cls in sorted(cases)
@@ -134,7 +137,7 @@ def test_the_table_of_classes_has_no_inexact_answer(capsys: pytest.CaptureFixtur
 
 def test_bytes_of_a_block_are_those_that_vllm_allocates() -> None:
     for case in CASES:
-        prediction = _predicted(case)
+        prediction = predicted(case)
         if prediction.supported and prediction.resolved is not None:
             tp = prediction.resolved.tensor_parallel_size
             expected = case["expected"]["bytes_per_block"]
@@ -143,7 +146,7 @@ def test_bytes_of_a_block_are_those_that_vllm_allocates() -> None:
 
 def test_concurrency_agrees_to_six_significant_digits() -> None:
     for case in CASES:
-        prediction = _predicted(case)
+        prediction = predicted(case)
         for plan, result in zip(prediction.plans, case["expected"]["results"], strict=False):
             if plan.max_concurrency is not None:
                 assert math.isclose(

@@ -168,6 +168,9 @@ class Model:
         num_kv_heads: KV heads by the configuration as a whole, where layers differ in them.
         head_size: elements of a head by the configuration as a whole, likewise.
         mixed_heads: whether vLLM takes one attention kernel for heads of different sizes.
+        blackwell_cache_dtype: type of the KV cache on GPUs of capability 10.x where neither the
+            operator nor the checkpoint asks for one; None for the model's own.
+        replicates_queries: whether context parallelism makes its query projections whole.
         mm_prefix: whether the tokens of an image attend to all of it.
         soft_cap: whether attention logits are capped.
         text_values: the text model's configuration with its class's defaults, where a wrapper
@@ -199,6 +202,8 @@ class Model:
     num_kv_heads: int | None = None
     head_size: int | None = None
     mixed_heads: bool = False
+    blackwell_cache_dtype: str | None = None
+    replicates_queries: bool = False
     mm_prefix: bool = False
     soft_cap: bool = False
     text_values: Mapping[str, Any] | None = None

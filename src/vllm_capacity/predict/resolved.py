@@ -17,6 +17,9 @@ from vllm_capacity.units import GIB, Tokens
 
 _UNCOVERED_VARIABLES = ("VLLM_MLA_DISABLE", "VLLM_DCP_Q_REPLICATE", "VLLM_REPLICATE_EMBED")
 _BFLOAT16_CAPABILITY = (8, 0)
+_BLACKWELL = 10
+#: Source: vLLM 0.32 ``transformers_utils/model_arch_config_convertor.py``, ``get_num_experts``.
+_EXPERT_COUNTS = ("num_experts", "moe_num_experts", "n_routed_experts", "num_local_experts")
 _OTHER_VENDORS = re.compile(r"\b(amd|radeon|instinct|mi\d{2,3}x?|intel|gaudi|tpu)\b", re.IGNORECASE)
 
 
@@ -77,6 +80,7 @@ def resolve(
     if (args.pipeline_parallel_size or 1) > len(built.layers):
         raise Refusal("vLLM refuses to start: more pipeline stages than layers")
     _check_surroundings(gpu, env)
+    _check_experts(model, built, args)
     dtype = _dtype(model, args, gpu)
     max_model_len = _max_model_len(model, args, version, env)
     seqs, tokens = _scheduler_limits(args, gpu, version, max_model_len)
@@ -87,7 +91,7 @@ def resolve(
         max_num_seqs=seqs,
         max_num_batched_tokens=None if tokens is None else Tokens(tokens),
         block_size=None,
-        kv_cache_dtype=_kv_cache_dtype(args, quantization),
+        kv_cache_dtype=_kv_cache_dtype(built, args, quantization, gpu),
         quantization=quantization.name,
         gpu_memory_utilization=_utilization(args, version),
         tensor_parallel_size=args.tensor_parallel_size or 1,
@@ -116,6 +120,16 @@ def _check_surroundings(gpu: Gpu | None, env: Mapping[str, str]) -> None:
         raise Refusal("the V0 engine (VLLM_USE_V1=0) is not described")
 
 
+def _check_experts(model: ModelConfig, built: Model, args: EngineArgs) -> None:
+    """Source: vLLM 0.32 ``config/model.py``, ``_verify_with_expert_parallelism``."""
+    if args.enable_expert_parallel and not built.is_moe and not _counts_experts(model):
+        raise Refusal("vLLM refuses to start: enable_expert_parallel with a model of no experts")
+
+
+def _counts_experts(model: ModelConfig) -> bool:
+    return any(model.text.get(key) for key in _EXPERT_COUNTS)
+
+
 def _dtype(model: ModelConfig, args: EngineArgs, gpu: Gpu | None) -> str:
     """Source: vLLM 0.32 ``config/model.py``, ``_get_and_verify_dtype``."""
     asked = (args.dtype or "auto").lower()
@@ -133,10 +147,14 @@ def _dtype(model: ModelConfig, args: EngineArgs, gpu: Gpu | None) -> str:
     return dtype
 
 
-def _kv_cache_dtype(args: EngineArgs, quantization: Quantization) -> str:
+def _kv_cache_dtype(
+    built: Model, args: EngineArgs, quantization: Quantization, gpu: Gpu | None
+) -> str:
     dtype = args.kv_cache_dtype or "auto"
     if dtype == "auto" and quantization.kv_cache_dtype is not None:
         dtype = quantization.kv_cache_dtype
+    if dtype == "auto" and gpu is not None and (gpu.capability or (0,))[0] == _BLACKWELL:
+        dtype = built.blackwell_cache_dtype or dtype
     if dtype == "fp8_e5m2" and quantization.name in {"fp8", "modelopt"}:
         raise Refusal("vLLM refuses to start: fp8_e5m2 KV cache with an fp8 checkpoint")
     return dtype

@@ -35,7 +35,6 @@ class CacheArgs:
         mamba_ssm_cache_dtype: of recurrent states, ``auto`` for that of the convolution.
         num_speculative_tokens: drafted in one step.
         num_prefill_lookahead_tokens: tokens that a chain of drafters reads ahead.
-        num_draft_layers: layers of the drafter that keep anything.
         tensor_parallel_size: ranks of a pipeline stage, all alike.
         decode_context_parallel_size: ranks over which a request's tokens are distributed.
         num_kv_heads: heads on one rank by the model's configuration as a whole; None for those of
@@ -63,7 +62,6 @@ class CacheArgs:
     mamba_ssm_cache_dtype: str = "auto"
     num_speculative_tokens: int = 0
     num_prefill_lookahead_tokens: int = 0
-    num_draft_layers: int = 0
     tensor_parallel_size: int = 1
     decode_context_parallel_size: int = 1
     num_kv_heads: int | None = None

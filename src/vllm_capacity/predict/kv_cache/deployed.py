@@ -8,7 +8,7 @@ from vllm_capacity.predict.gpu import Gpu
 from vllm_capacity.predict.kv_cache.args import CacheArgs
 from vllm_capacity.predict.kv_cache.backend_choice import kernels_for_mixed_heads
 from vllm_capacity.predict.kv_cache.flash_attention import Kernels
-from vllm_capacity.predict.kv_cache.layer_cache import AttentionCache, StateCache
+from vllm_capacity.predict.kv_cache.layer_cache import AttentionCache, LayerCache, StateCache
 from vllm_capacity.predict.kv_cache.plan import Planner
 from vllm_capacity.predict.kv_cache.planner import make_planner, make_planner_for_any_gpu
 from vllm_capacity.predict.model import Model, NamedCache
@@ -65,12 +65,19 @@ def deployed_planner(
         Refusal: vLLM would not start so, or what it would do is not described exactly.
     """
     on_cpu = where.gpu is None and args.kv_cache_memory_bytes is not None
+    if model.replicates_queries and (args.decode_context_parallel_size or 1) > 1:
+        raise Refusal(f"context parallelism of {model.source} is not described exactly yet")
+    if args.mamba_cache_mode not in {None, "none", "align"}:
+        raise Refusal(
+            f"mamba_cache_mode {args.mamba_cache_mode} is not described; vLLM 0.32 takes none "
+            "or align"
+        )
     if args.disable_sliding_window:
         raise Refusal("--disable-sliding-window is not covered yet")
     if where.env.get(_LAYOUT_VARIABLE):
         raise Refusal(f"{_LAYOUT_VARIABLE} is not covered yet")
     whole = [*stages[:-1], [*stages[-1], *draft]]
-    asked = _cache_args(model, whole, draft, args, resolved, speculative, where)
+    asked = _cache_args(model, whole, args, resolved, speculative, where)
     if on_cpu:
         try:
             return make_planner(whole, asked)
@@ -126,7 +133,6 @@ def _kernel_sets(where: Surroundings) -> Iterator[Kernels]:
 def _cache_args(  # noqa: PLR0917 (one deployment)
     model: Model,
     stages: Stages,
-    draft: Sequence[NamedCache],
     args: EngineArgs,
     resolved: ResolvedArgs,
     speculative: Speculative | None,
@@ -138,6 +144,8 @@ def _cache_args(  # noqa: PLR0917 (one deployment)
     drafts = 0 if speculative is None else speculative.num_speculative_tokens
     reads_ahead = speculative is not None and speculative.reads_ahead
     caching = args.enable_prefix_caching
+    caching = not recurrent if caching is None else caching
+    _check_chunks(caches, args, caching=caching)
     state_dtype = args.mamba_ssm_cache_dtype or "auto"
     return CacheArgs(
         dtype=resolved.dtype,
@@ -151,7 +159,7 @@ def _cache_args(  # noqa: PLR0917 (one deployment)
         max_in_flight_tokens=resolved.max_in_flight_tokens,
         fits_max_model_len=resolved.fits_max_model_len,
         num_gpu_blocks_override=args.num_gpu_blocks_override,
-        enable_prefix_caching=not recurrent if caching is None else caching,
+        enable_prefix_caching=caching,
         disable_hybrid_kv_cache_manager=bool(args.disable_hybrid_kv_cache_manager)
         or (chunked and (reads_ahead or where.env.get(_HYBRID_CHUNKS_VARIABLE) == "0")),
         mamba_block_size=args.mamba_block_size,
@@ -159,7 +167,6 @@ def _cache_args(  # noqa: PLR0917 (one deployment)
         mamba_ssm_cache_dtype=model.state_dtype or "auto" if state_dtype == "auto" else state_dtype,
         num_speculative_tokens=drafts,
         num_prefill_lookahead_tokens=1 if reads_ahead else 0,
-        num_draft_layers=len(draft),
         tensor_parallel_size=resolved.tensor_parallel_size,
         decode_context_parallel_size=args.decode_context_parallel_size or 1,
         num_kv_heads=_per_rank(model.num_kv_heads, resolved.tensor_parallel_size),
@@ -167,6 +174,16 @@ def _cache_args(  # noqa: PLR0917 (one deployment)
         mm_prefix=model.mm_prefix,
         soft_cap=model.soft_cap,
     )
+
+
+def _check_chunks(caches: Sequence[LayerCache], args: EngineArgs, *, caching: bool) -> None:
+    """Source: vLLM 0.32 ``models/config.py``, ``MambaModelConfig``."""
+    stateful = any(isinstance(cache, StateCache) for cache in caches)
+    if stateful and caching and args.enable_chunked_prefill is False:
+        raise Refusal(
+            "vLLM refuses to start: states are cached only with chunked prefill; "
+            "leave out enable_chunked_prefill or give --no-enable-prefix-caching"
+        )
 
 
 def _per_rank(num_kv_heads: int | None, tensor_parallel: int) -> int | None:

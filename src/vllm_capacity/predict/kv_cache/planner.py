@@ -35,8 +35,6 @@ def make_planner(stages: Sequence[Stage], args: CacheArgs) -> Planner:
     caches = [kept for stage in stages for _, kept in stage]
     if not caches:
         raise Refusal("no layer of this model keeps anything in the KV cache")
-    if args.decode_context_parallel_size > 1 and args.num_draft_layers:
-        raise Refusal("a drafter's layers under context parallelism are not described")
     check_layers(caches, args)
     placed = place(stages, args)
     sizes = _block_sizes(placed, args)

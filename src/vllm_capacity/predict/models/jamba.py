@@ -91,6 +91,8 @@ def _sparse(read: HybridFields, hidden_size: int) -> SparseMoe | None:
         intermediate_size=read.size("intermediate_size"),
         name="feed_forward",
         router_name="router",
+        # Its softmax is not renormalised.
+        fits_tensorrt=False,
     )
 
 

@@ -143,11 +143,25 @@ def _deepseek_experts(config: Fields, correction_default: str | None) -> SparseM
     if not config.has("n_routed_experts"):
         return None
     method = config.text("topk_method") if "topk_method" in config.values else correction_default
+    biased = method == "noaux_tc"
     return read_experts(
         config,
-        correction_bias=method == "noaux_tc",
+        correction_bias=biased,
         shared_width=shared_experts_width(config),
+        fits_tensorrt=_fits_tensorrt(config, biased=biased),
     )
+
+
+def _fits_tensorrt(config: Fields, *, biased: bool) -> bool:
+    """Whether FlashInfer's TensorRT-LLM kernels know the router.
+
+    Source: vLLM 0.32 ``layers/fused_moe/config.py``, ``get_routing_method_type``, and
+    ``experts/trtllm_bf16_moe.py``.
+    """
+    scoring, normed = config.text("scoring_func") or "softmax", config.boolean("norm_topk_prob")
+    if scoring == "softmax":
+        return bool(normed) and not biased
+    return scoring == "sigmoid" and (not biased or normed is not False)
 
 
 def _deepseek_attention(
@@ -220,6 +234,19 @@ def _skips_index(config: Fields) -> Callable[[int], bool]:
 
 _SPARSE = partial(build_deepseek, source="deepseek_v32/nvidia/model.py", sparse_class=True)
 
+
+def build_glm_moe_dsa(config: Fields, *, path: str = "model", head_path: str = "") -> Model:
+    """GLM-5: as DeepSeek-V3.2, with defaults of its own.
+
+    Raises:
+        Refusal: it is not described exactly.
+
+    Source: vLLM 0.32 ``model_executor/models/config.py``, ``GlmMoeDsaForCausalLM``.
+    """
+    built = _SPARSE(config, path=path, head_path=head_path)
+    return replace(built, blackwell_cache_dtype="fp8_e4m3", replicates_queries=True)
+
+
 BUILDERS: dict[str, Builder] = {
     "AXK1ForCausalLM": partial(
         build_deepseek, source="AXK1.py", norm_count=3, correction_default="noaux_tc"
@@ -228,6 +255,6 @@ BUILDERS: dict[str, Builder] = {
     "DeepseekV2ForCausalLM": build_deepseek,
     "DeepseekV3ForCausalLM": build_deepseek,
     "DeepseekV32ForCausalLM": _SPARSE,
-    "GlmMoeDsaForCausalLM": _SPARSE,
+    "GlmMoeDsaForCausalLM": build_glm_moe_dsa,
     "MistralLarge3ForCausalLM": build_deepseek,
 }

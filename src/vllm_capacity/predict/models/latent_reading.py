@@ -114,6 +114,7 @@ def read_experts(
     shared_width: int | None,
     experts_key: str = "n_routed_experts",
     token_parallel: bool = True,
+    fits_tensorrt: bool = True,
 ) -> SparseMoe:
     """A sparse layer with one shared expert of ``shared_width``, None or 0 without."""
     hidden_size = required(config, "hidden_size")
@@ -133,6 +134,7 @@ def read_experts(
         shared=shared,
         correction_bias=correction_bias,
         float32_router=float32_router,
+        fits_tensorrt=fits_tensorrt,
     )
 
 

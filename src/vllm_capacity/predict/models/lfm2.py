@@ -74,6 +74,8 @@ def build_lfm2_moe(config: Fields, *, path: str = "model", head_path: str = "") 
         quantized_router=True,
         name="feed_forward",
         projections=("w1", "w3", "w2"),
+        fits_tensorrt=read.flag("norm_topk_prob", default=True)
+        or not read.flag("use_expert_bias", default=True),
     )
     first = read.size("num_dense_layers", 2, minimum=0)
     conv = ShortConv(

@@ -226,6 +226,7 @@ def qwen_feed_forward(read: HybridFields, *, sparse: bool) -> tuple[Part, ...]:
         intermediate_size=read.size("moe_intermediate_size", 512),
         shared=shared if width else None,
         shared_gate=True,
+        fits_tensorrt=read.flag("norm_topk_prob", default=True),
     )
     # Its gate is built even where there is no shared expert.
     return (moe,) if width else (moe, Vectors(name="mlp.shared_expert_gate", elements=hidden))

@@ -44,6 +44,7 @@ class SparseMoe(Part):
         expert_bias: whether routed experts have biases.
         routed_hidden_size: width of what the experts see where it is not the model's.
         identity_experts: experts of the router that pass a token on and hold nothing.
+        fits_tensorrt: whether FlashInfer's TensorRT-LLM kernels know the router and activation.
         name: path inside the layer.
         router_name, experts_name: vLLM's names of its modules.
         projections: the checkpoint's names of an expert's projections.
@@ -66,6 +67,7 @@ class SparseMoe(Part):
     expert_bias: bool = False
     routed_hidden_size: int | None = None
     identity_experts: int = 0
+    fits_tensorrt: bool = True
     name: str = "mlp"
     router_name: str = "gate"
     experts_name: str = "experts"
@@ -104,6 +106,7 @@ class SparseMoe(Part):
             gated=self.gated,
             bias=self.expert_bias,
             projections=self.projections,
+            fits_tensorrt=self.fits_tensorrt,
         )
 
     def transient(self, rank: Rank) -> Transient:

@@ -45,6 +45,9 @@ _NAMES = {
     "MXFP8": "modelopt_mxfp8",
     _MIXED: "modelopt_mixed",
 }
+#: What ModelOpt's own file may say. Source: vLLM 0.32
+#: ``transformers_utils/model_arch_config_convertor.py``, ``_normalize_quantization_config``.
+_KNOWN_BY_FILE = frozenset({"FP8", "FP8_PER_CHANNEL_PER_TOKEN", "FP8_PB_WO", "NVFP4", ""})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -216,6 +219,8 @@ def read_modelopt(
     inner = nested or config
     name = (inner.text("quant_algo") or "").upper()
     reason = _fault(name, inner, nested)
+    if nested is not None and _is_signed(config, nested) and name not in _KNOWN_BY_FILE:
+        reason = f"vLLM refuses to start: hf_quant_config.json has an unknown quant_algo {name}"
     if reason is not None:
         return None, reason
     excluded = frozenset(renaming.apply_all(_with_wildcards(_listed(inner, nested) or ())))
@@ -232,6 +237,13 @@ def read_modelopt(
         kv_cache_dtype=cache,
         kv_scales=KvScales(elements=4, on_latent=True),
     ), None
+
+
+def _is_signed(config: Fields, nested: Fields) -> bool:
+    """Whether vLLM takes the file for ModelOpt's own hf_quant_config.json."""
+    producer = config.values.get("producer")
+    by_name = isinstance(producer, Mapping) and producer.get("name") == "modelopt"
+    return by_name or "modelopt_quant_config" in nested.values
 
 
 def _fault(name: str, inner: Fields, nested: Fields | None) -> str | None:
