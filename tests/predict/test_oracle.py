@@ -6,16 +6,8 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from recorded import gpu_of, rows
-
-from vllm_capacity.predict import (
-    Deployment,
-    EngineArgs,
-    ModelConfig,
-    Prediction,
-    VllmVersion,
-    predict,
-)
+from answered import differences, predicted
+from recorded import rows
 
 CASES = rows("oracle")
 MUST_BE_SUPPORTED = {
@@ -26,88 +18,11 @@ MUST_BE_SUPPORTED = {
 }
 
 
-def _predicted(case: dict[str, Any]) -> Prediction:
-    asked = [result["available_memory"] for result in case["expected"]["results"]]
-    return predict(
-        Deployment(
-            model=ModelConfig.from_dict(
-                case["config"], hf_quant_config=case.get("hf_quant_config")
-            ),
-            engine_args=EngineArgs.from_mapping(case["engine_args"]),
-            gpu=gpu_of(case),
-            vllm_version=VllmVersion.parse(case["vllm_version"]),
-            env=case["env"],
-            flashinfer=case["flashinfer"],
-        ),
-        available_kv_cache_bytes=asked,
-    )
-
-
-def _differences(case: dict[str, Any], prediction: Prediction) -> list[str]:
-    return [
-        f"{name}: predicted {mine}, vLLM {theirs}"
-        for name, mine, theirs in (
-            *_resolved(case, prediction),
-            *_weights(case, prediction),
-            *_plans(case, prediction),
-        )
-        if mine != theirs
-    ]
-
-
-def _resolved(case: dict[str, Any], prediction: Prediction) -> list[tuple[str, Any, Any]]:
-    expected, resolved = case["expected"]["resolved"], prediction.resolved
-    assert resolved is not None
-    pairs = [
-        (name, getattr(resolved, name), expected[name])
-        for name in (
-            "max_model_len",
-            "max_num_seqs",
-            "max_num_batched_tokens",
-            "block_size",
-            "quantization",
-            "max_in_flight_tokens",
-            "gpu_memory_utilization",
-        )
-    ]
-    dtype = expected["dtype"].removeprefix("torch.")
-    cache = ("kv_cache_dtype", resolved.kv_cache_dtype, expected["cache_dtype"])
-    return [*pairs, ("dtype", resolved.dtype, dtype), cache]
-
-
-def _weights(case: dict[str, Any], prediction: Prediction) -> list[tuple[str, Any, Any]]:
-    assert prediction.resolved is not None
-    assert prediction.weights_bytes is not None
-    tp = prediction.resolved.tensor_parallel_size
-    return [
-        (f"weights of stage {pp_rank}", prediction.weights_bytes[pp_rank * tp + tp_rank], size)
-        for pp_rank, tp_rank, size in case["expected"]["weights"]
-    ]
-
-
-def _plans(case: dict[str, Any], prediction: Prediction) -> list[tuple[str, Any, Any]]:
-    pairs: list[tuple[str, Any, Any]] = []
-    for plan, result in zip(prediction.plans, case["expected"]["results"], strict=True):
-        at = f" at {result['available_memory']} bytes"
-        estimated = result["estimated_max_model_len"]
-        pairs += [
-            ("refusal" + at, plan.error is not None, result["refuses"]),
-            ("num_blocks" + at, plan.num_blocks, result["num_blocks"]),
-            ("tokens" + at, plan.kv_cache_size_tokens, result["kv_cache_tokens"]),
-            ("concurrency" + at, plan.max_concurrency, result["max_concurrency"]),
-            ("estimated_max_model_len" + at, plan.estimated_max_model_len, estimated),
-        ]
-        if not result["refuses"]:
-            per_request = result["blocks_per_max_len_request_by_group"]
-            pairs.append(("blocks" + at, list(plan.blocks_per_max_len_request), per_request))
-    return pairs
-
-
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["id"])
 def test_a_supported_deployment_is_predicted_exactly(case: dict[str, Any]) -> None:
-    prediction = _predicted(case)
+    prediction = predicted(case)
     if prediction.supported:
-        assert _differences(case, prediction) == []
+        assert differences(case, prediction) == []
     else:
         assert prediction.reason
         assert case["cls"] not in MUST_BE_SUPPORTED
@@ -118,10 +33,10 @@ def test_a_supported_deployment_is_predicted_exactly(case: dict[str, Any]) -> No
 def test_the_table_of_classes_has_no_inexact_answer(capsys: pytest.CaptureFixture[str]) -> None:
     cases, supported, exact = Counter[str](), Counter[str](), Counter[str]()
     for case in CASES:
-        prediction = _predicted(case)
+        prediction = predicted(case)
         cases[case["cls"]] += 1
         supported[case["cls"]] += prediction.supported
-        exact[case["cls"]] += prediction.supported and not _differences(case, prediction)
+        exact[case["cls"]] += prediction.supported and not differences(case, prediction)
     lines = [f"{'class':<22}{'cases':>6}{'supported':>11}{'exact':>7}"]
     lines += [
         f"{cls:<22}{cases[cls]:>6}{supported[cls]:>11}{exact[cls]:>7}" for cls in sorted(cases)
@@ -134,7 +49,7 @@ def test_the_table_of_classes_has_no_inexact_answer(capsys: pytest.CaptureFixtur
 
 def test_bytes_of_a_block_are_those_that_vllm_allocates() -> None:
     for case in CASES:
-        prediction = _predicted(case)
+        prediction = predicted(case)
         if prediction.supported and prediction.resolved is not None:
             tp = prediction.resolved.tensor_parallel_size
             expected = case["expected"]["bytes_per_block"]
@@ -143,7 +58,7 @@ def test_bytes_of_a_block_are_those_that_vllm_allocates() -> None:
 
 def test_concurrency_agrees_to_six_significant_digits() -> None:
     for case in CASES:
-        prediction = _predicted(case)
+        prediction = predicted(case)
         for plan, result in zip(prediction.plans, case["expected"]["results"], strict=False):
             if plan.max_concurrency is not None:
                 assert math.isclose(

@@ -19,9 +19,11 @@ from vllm_capacity.predict.calibrated_budget import (
 )
 from vllm_capacity.predict.calibration import Calibration
 from vllm_capacity.predict.checkpoint_quantization import read_quantization
+from vllm_capacity.predict.context_parallel import context_parallel_refusal
 from vllm_capacity.predict.deployed_cache import Surroundings, deployed_planner
 from vllm_capacity.predict.dtypes import element_bytes
 from vllm_capacity.predict.engine_args import EngineArgs
+from vllm_capacity.predict.expert_balance import redundant_experts
 from vllm_capacity.predict.fields import Fields
 from vllm_capacity.predict.gpu import Gpu
 from vllm_capacity.predict.kv_cache_plan import KVCachePlan, Planner
@@ -163,6 +165,7 @@ class _Prediction:
             data_parallel=self.resolved.data_parallel_size,
             expert_parallel=self.resolved.enable_expert_parallel,
             encoder_data_parallel=args.mm_encoder_tp_mode == "data",
+            redundant_experts=redundant_experts(args, self.model, self.quantization),
         )
         self.stages = self._stages()
 
@@ -223,13 +226,15 @@ class _Prediction:
         )
 
     def _stages(self) -> tuple[StageModel, ...]:
+        divided = self._stage_layers(self.model)
+        return tuple(StageModel.of(self.model, layers) for layers in divided)
+
+    def _stage_layers(self, model: Model) -> tuple[range, ...]:
+        stages, env = self.resolved.pipeline_parallel_size, self.deployment.env
         try:
-            divided = stage_layers(
-                len(self.model.layers), self.resolved.pipeline_parallel_size, self.deployment.env
-            )
+            return stage_layers(len(model.layers), stages, env)
         except ValueError as error:
             raise Refusal(f"vLLM refuses to start: {error}") from None
-        return tuple(StageModel.of(self.model, layers) for layers in divided)
 
     def _check_layout(self) -> None:
         sparse = [any(layer.is_sparse for layer in stage.layers) for stage in self.stages]
@@ -238,9 +243,14 @@ class _Prediction:
             raise Refusal("vLLM refuses to start: a pipeline stage has no sparse layer")
         if len(self.stages) > 1 and self.model.stages_refusal is not None:
             raise Refusal(self.model.stages_refusal)
-        reason = refusal(self.stages[0], self.ranks[0], self.quantization)
+        reason = self._context_parallel_refusal()
+        reason = reason or refusal(self.stages[0], self.ranks[0], self.quantization)
         if reason is not None:
             raise Refusal(reason)
+
+    def _context_parallel_refusal(self) -> str | None:
+        size = self.deployment.engine_args.decode_context_parallel_size or 1
+        return context_parallel_refusal(self.model, self.resolved.tensor_parallel_size, size)
 
     def _weights(self) -> tuple[Bytes, ...]:
         # Tensor-parallel ranks differ only where experts do not divide.
@@ -329,10 +339,12 @@ class _Prediction:
         return tuple(each for each in (draft, lora, offloaded) if each is not NOTHING)
 
     def _draft_stage(self) -> StageModel:
-        draft = self.draft
-        if draft is None:
+        draft, speculative = self.draft, self.speculative
+        if draft is None or speculative is None:
             raise Refusal("no model drafts")
-        return StageModel(model=draft, layers=draft.layers)
+        if not speculative.is_whole_model:
+            return StageModel(model=draft, layers=draft.layers)
+        return StageModel.of(draft, self._stage_layers(draft)[-1])
 
     def _draft_weights(self, rank: Rank) -> Estimate:
         """A draft model without the embedding and head that it shares with its target.
@@ -343,6 +355,9 @@ class _Prediction:
         if self.draft is None or not rank.is_last_stage:
             return NOTHING
         whole = self._draft_stage()
+        if self.speculative is not None and self.speculative.is_whole_model:
+            size = weights_bytes(whole, rank, replace(self.widths, quantization=Unquantized()))
+            return Estimate(bytes=size, low=size, high=size, origin="the draft model")
         own = tuple(
             each
             for each in whole.model.outside

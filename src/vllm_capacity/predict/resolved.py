@@ -12,7 +12,7 @@ from vllm_capacity.predict.model_config import ModelConfig
 from vllm_capacity.predict.quantization import Quantization
 from vllm_capacity.predict.refusal import Refusal
 from vllm_capacity.predict.speculative import read_speculative
-from vllm_capacity.predict.vllm_version import VllmVersion
+from vllm_capacity.predict.vllm_version import NEWEST_KNOWN, VllmVersion
 from vllm_capacity.units import GIB, Tokens
 
 _UNCOVERED_VARIABLES = ("VLLM_MLA_DISABLE", "VLLM_DCP_Q_REPLICATE", "VLLM_REPLICATE_EMBED")
@@ -77,6 +77,9 @@ def resolve(
     if (args.pipeline_parallel_size or 1) > len(built.layers):
         raise Refusal("vLLM refuses to start: more pipeline stages than layers")
     _check_surroundings(gpu, env)
+    if args.enable_expert_parallel and not built.is_moe and version >= NEWEST_KNOWN:
+        # Source: vLLM 0.32 config/model.py, _verify_with_expert_parallelism.
+        raise Refusal("vLLM refuses to start: enable_expert_parallel without any experts")
     dtype = _dtype(model, args, gpu)
     max_model_len = _max_model_len(model, args, version, env)
     seqs, tokens = _scheduler_limits(args, gpu, version, max_model_len)

@@ -267,7 +267,33 @@ def build_gemma4(config: Fields, *, path: str = "model", head_path: str = "") ->
         max_positions=max_positions(config),
         more=tuple(_per_layer_outside(config, path, ends.hidden_size, layers)) if per_layer else (),
         stages_refusal=_NO_SHARED_STAGES if shared else None,
+        **_gemma4_heads(config, kinds),
     )
+
+
+def _gemma4_heads(config: Fields, kinds: tuple[str, ...]) -> dict[str, Any]:
+    """Heads of the model as a whole: the largest of any layer's.
+
+    Source: vLLM 0.32 ``config/model_arch.py``, ``ModelArchitectureConfig.from_layers``.
+    """
+    size, heads = width(config, "head_dim"), width(config, "num_key_value_heads")
+    full = _gemma4_full(config)
+    layers = [(full["head_size"], full.get("num_kv_heads", heads))] if FULL in kinds else []
+    layers += [(size, heads)] if SLIDING in kinds else []
+    sizes = {each for each, _ in layers}
+    return {
+        "head_size": max(sizes),
+        "num_kv_heads": max(each for _, each in layers),
+        "mixed_heads": len(sizes) > 1,
+    }
+
+
+def _gemma4_full(config: Fields) -> dict[str, int]:
+    """What differs in layers of full attention."""
+    heads = {"head_size": width(config, "global_head_dim")}
+    if flag(config, "attention_k_eq_v") and config.has("num_global_key_value_heads"):
+        heads["num_kv_heads"] = width(config, "num_global_key_value_heads")
+    return heads
 
 
 def _gemma4_ropes(config: Fields, kinds: tuple[str, ...]) -> dict[str, Rope]:
@@ -295,20 +321,14 @@ def _gemma4_ropes(config: Fields, kinds: tuple[str, ...]) -> dict[str, Rope]:
 def _gemma4_layers(
     config: Fields, kinds: tuple[str, ...], ropes: Mapping[str, Rope], *, own: int
 ) -> Iterator[tuple[Part, ...]]:
-    hidden = width(config, "hidden_size")
-    global_size = width(config, "global_head_dim")
-    heads = {}
-    if flag(config, "attention_k_eq_v") and config.has("num_global_key_value_heads"):
-        heads = {"num_kv_heads": width(config, "num_global_key_value_heads")}
+    hidden, full = width(config, "hidden_size"), _gemma4_full(config)
     double = 2 if flag(config, "use_double_wide_mlp") else 1
     norms = Vectors(name="layernorms", elements=4 * hidden + 1)
     moe = _gemma4_moe(config, hidden)
     per_layer = count(config, "hidden_size_per_layer_input")
     inputs = tuple(_per_layer_parts(per_layer, hidden)) if per_layer else ()
     for index, kind in enumerate(kinds):
-        full = kind == FULL
-        more = {"head_size": global_size, **heads} if full else {}
-        attention = _attention(config, kind, ropes[kind], **more)
+        attention = _attention(config, kind, ropes[kind], **(full if kind == FULL else {}))
         lends = index < own
         factor = 1 if lends else double
         mlp = Mlp(hidden_size=hidden, intermediate_size=factor * width(config, "intermediate_size"))
