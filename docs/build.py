@@ -69,9 +69,7 @@ def oracle_table() -> Iterator[str]:
     yield "|---|---|---|---|"
     for kind in sorted(cases):
         yield f"| `{kind}` | {cases[kind]} | {supported[kind]} | {exact[kind]} |"
-    yield (
-        f"| **all** | **{cases.total()}** | **{supported.total()}** | **{exact.total()}** |"
-    )
+    yield (f"| **all** | **{cases.total()}** | **{supported.total()}** | **{exact.total()}** |")
 
 
 def architectures_table() -> Iterator[str]:

@@ -177,11 +177,11 @@ def test_a_label_that_vllm_would_not_write_is_a_fault() -> None:
 
 
 def test_given_arguments_win_over_declared_ones() -> None:
-    given_args = EngineArgs.from_mapping({"block_size": 64, "enable_eplb": True})
+    given_args = EngineArgs.from_mapping({"block_size": 64, "enable_dbo": True})
     merged = given_args.merged_over(EngineArgs.declared_in_cache_config(LABELS))
     assert merged.block_size == 64
     assert merged.kv_cache_memory_bytes == 1073741824
-    assert merged.not_covered == ("enable_eplb",)
+    assert merged.not_covered == ("enable_dbo",)
 
 
 @given(st.dictionaries(st.text(max_size=12), st.text(max_size=12)))

@@ -106,7 +106,7 @@ def test_bytes_of_a_latent_vector(kv_cache_dtype: str, bytes_per_token: int) -> 
     assert spec.page_size_bytes == bytes_per_token
 
 
-@pytest.mark.parametrize("kv_cache_dtype", ["turboquant_4bit_nc", "int3", "fp8_ds_mla"])
+@pytest.mark.parametrize("kv_cache_dtype", ["ultraquant_4bit", "int3", "fp8_ds_mla"])
 def test_a_format_that_is_not_described_is_refused(kv_cache_dtype: str) -> None:
     with pytest.raises(Refusal, match=kv_cache_dtype):
         attention_format(kv_cache_dtype, "bfloat16", 128, 128)

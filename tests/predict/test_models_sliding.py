@@ -372,7 +372,8 @@ def _target(config: dict[str, Any], model: Model, *, length: int = 8192) -> Targ
         ("eagle3", LLAMA_8B, {**EAGLE3, "quantization_config": {"bits": 4}}, "quantised draft"),
         ("eagle", LLAMA_8B, {**EAGLE3, "architectures": []}, "names no architectures"),
         ("medusa", LLAMA_8B, EAGLE3, "medusa"),
-        ("draft_model", LLAMA_8B, LLAMA_8B, "draft_model"),
+        ("draft_model", LLAMA_8B, {**LLAMA_8B, "vocab_size": 32000}, "32000 tokens"),
+        ("draft_model", LLAMA_8B, {**LLAMA_8B, "architectures": ["Nobody"]}, "Nobody"),
     ],
 )
 def test_a_draft_that_is_not_described_exactly_is_refused_in_one_sentence(

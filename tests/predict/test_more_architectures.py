@@ -122,7 +122,6 @@ def test_quantised_weights_and_expert_parallel_ranks_are_among_the_cases() -> No
         ("OlmoeForCausalLM", {"tie_word_embeddings": True}),
         ("PhiForCausalLM", {"qk_layernorm": True}),
         ("PhiForCausalLM", {"rotary_pct": 0.25}),
-        ("StableLmForCausalLM", {"qk_layernorm": True}),
     ],
 )
 def test_a_key_that_changes_what_a_row_describes_is_refused(

@@ -8,8 +8,8 @@ each other. A case that vLLM refused as a whole holds the refusal in place of it
 from typing import Any
 
 import pytest
+from answered import differences, predicted
 from recorded import rows
-from test_oracle import differences, predicted
 
 CASES = rows("more_oracle_b")
 ANSWERED = [case for case in CASES if "expected" in case]

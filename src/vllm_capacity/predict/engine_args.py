@@ -64,6 +64,16 @@ ENGINE_FLAGS: tuple[EngineFlag, ...] = (
         aliases=("-ep",),
     ),
     EngineFlag(
+        name="enable_eplb",
+        type=bool,
+        help="copy busy experts to other GPUs (expert parallelism load balancing)",
+    ),
+    EngineFlag(
+        name="eplb_config",
+        type=dict,
+        help='how, as JSON: {"num_redundant_experts": 32} adds as many experts to every layer',
+    ),
+    EngineFlag(
         name="max_model_len",
         type=int,
         help="longest request in tokens, prompt and output; -1 fits it to memory",
@@ -231,6 +241,8 @@ class EngineArgs:
     pipeline_parallel_size: int | None = None
     data_parallel_size: int | None = None
     enable_expert_parallel: bool | None = None
+    enable_eplb: bool | None = None
+    eplb_config: Mapping[str, Any] | None = None
     max_model_len: int | None = None
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None

@@ -16,6 +16,7 @@ class Rank:
         expert_parallel: ranks over which whole experts are distributed, 1 without EP.
         encoder_data_parallel: whether encoders of images and sound are to be whole on every
             rank (``--mm-encoder-tp-mode data``).
+        redundant_experts: copies of busy experts in every layer, over all ranks (EPLB).
     """
 
     tp_rank: int
@@ -25,6 +26,7 @@ class Rank:
     moe_tensor_parallel: int
     expert_parallel: int
     encoder_data_parallel: bool = False
+    redundant_experts: int = 0
 
     @property
     def is_first_stage(self) -> bool:
@@ -53,6 +55,7 @@ def ranks(
     data_parallel: int,
     expert_parallel: bool,
     encoder_data_parallel: bool = False,
+    redundant_experts: int = 0,
 ) -> tuple[Rank, ...]:
     """Every rank of one data-parallel replica, ordered by (pp_rank, tp_rank).
 
@@ -70,6 +73,7 @@ def ranks(
             moe_tensor_parallel=1 if expert_parallel else moe_ranks,
             expert_parallel=moe_ranks if expert_parallel else 1,
             encoder_data_parallel=encoder_data_parallel,
+            redundant_experts=redundant_experts,
         )
         for pp_rank in range(pipeline_parallel)
         for tp_rank in range(tensor_parallel)
@@ -114,14 +118,19 @@ def _given_sizes(num_layers: int, num_stages: int, text: str | None) -> list[int
     return sizes
 
 
+def mapped_experts(num_experts: int, rank: Rank) -> int:
+    """Entries of the map from the model's experts to the rank's; none without EP."""
+    return num_experts + rank.redundant_experts if rank.expert_parallel > 1 else 0
+
+
 def local_experts(num_experts: int, rank: Rank) -> int:
-    """Whole experts on this rank; the first ranks take the remainder.
+    """Whole experts on this rank, copies included; the first ranks take the remainder.
 
     With data parallelism the ranks of replica 0 are described.
 
     Source: vLLM 0.32 ``layers/fused_moe/expert_map_manager.py``, ``determine_expert_map``.
     """
-    base, remainder = divmod(num_experts, rank.expert_parallel)
+    base, remainder = divmod(num_experts + rank.redundant_experts, rank.expert_parallel)
     return base + (1 if rank.tp_rank < remainder else 0)
 
 

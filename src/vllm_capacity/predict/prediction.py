@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from vllm_capacity.errors import EngineArgsError, Fault
+from vllm_capacity.predict.context_parallel import context_parallel_refusal
 from vllm_capacity.predict.engine_args import EngineArgs
+from vllm_capacity.predict.expert_balance import redundant_experts
 from vllm_capacity.predict.fields import Fields
 from vllm_capacity.predict.gpu import Gpu
 from vllm_capacity.predict.kv_cache.deployed import Surroundings, deployed_planner
@@ -158,6 +160,7 @@ class _Prediction:
             data_parallel=self.resolved.data_parallel_size,
             expert_parallel=self.resolved.enable_expert_parallel,
             encoder_data_parallel=args.mm_encoder_tp_mode == "data",
+            redundant_experts=redundant_experts(args, self.model, self.quantization),
         )
         self.stages = self._stages()
 
@@ -227,13 +230,15 @@ class _Prediction:
         )
 
     def _stages(self) -> tuple[StageModel, ...]:
+        divided = self._stage_layers(self.model)
+        return tuple(StageModel.of(self.model, layers) for layers in divided)
+
+    def _stage_layers(self, model: Model) -> tuple[range, ...]:
+        stages, env = self.resolved.pipeline_parallel_size, self.deployment.env
         try:
-            divided = stage_layers(
-                len(self.model.layers), self.resolved.pipeline_parallel_size, self.deployment.env
-            )
+            return stage_layers(len(model.layers), stages, env)
         except ValueError as error:
             raise Refusal(f"vLLM refuses to start: {error}") from None
-        return tuple(StageModel.of(self.model, layers) for layers in divided)
 
     def _check_layout(self) -> None:
         sparse = [any(layer.is_sparse for layer in stage.layers) for stage in self.stages]
@@ -242,9 +247,14 @@ class _Prediction:
             raise Refusal("vLLM refuses to start: a pipeline stage has no sparse layer")
         if len(self.stages) > 1 and self.model.stages_refusal is not None:
             raise Refusal(self.model.stages_refusal)
-        reason = refusal(self.stages[0], self.ranks[0], self.quantization)
+        reason = self._context_parallel_refusal()
+        reason = reason or refusal(self.stages[0], self.ranks[0], self.quantization)
         if reason is not None:
             raise Refusal(reason)
+
+    def _context_parallel_refusal(self) -> str | None:
+        size = self.deployment.engine_args.decode_context_parallel_size or 1
+        return context_parallel_refusal(self.model, self.resolved.tensor_parallel_size, size)
 
     def _weights(self) -> tuple[Bytes, ...]:
         # Tensor-parallel ranks differ only where experts do not divide.
@@ -333,10 +343,12 @@ class _Prediction:
         return tuple(each for each in (draft, lora, offloaded) if each is not NOTHING)
 
     def _draft_stage(self) -> StageModel:
-        draft = self.draft
-        if draft is None:
+        draft, speculative = self.draft, self.speculative
+        if draft is None or speculative is None:
             raise Refusal("no model drafts")
-        return StageModel(model=draft, layers=draft.layers)
+        if not speculative.is_whole_model:
+            return StageModel(model=draft, layers=draft.layers)
+        return StageModel.of(draft, self._stage_layers(draft)[-1])
 
     def _draft_weights(self, rank: Rank) -> Estimate:
         """A draft model without the embedding and head that it shares with its target.
@@ -347,6 +359,9 @@ class _Prediction:
         if self.draft is None or not rank.is_last_stage:
             return NOTHING
         whole = self._draft_stage()
+        if self.speculative is not None and self.speculative.is_whole_model:
+            size = weights_bytes(whole, rank, replace(self.widths, quantization=Unquantized()))
+            return Estimate(bytes=size, low=size, high=size, origin="the draft model")
         own = tuple(
             each
             for each in whole.model.outside

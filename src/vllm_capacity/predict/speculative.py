@@ -41,6 +41,11 @@ class Speculative:
         return self.method not in _WITHOUT_MODEL
 
     @property
+    def is_whole_model(self) -> bool:
+        """Whether what drafts is a model of its own that knows nothing of the target."""
+        return self.method == "draft_model"
+
+    @property
     def reads_ahead(self) -> bool:
         """Whether the draft model reads the target's hidden states one token ahead.
 

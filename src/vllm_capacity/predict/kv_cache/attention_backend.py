@@ -13,7 +13,7 @@ from vllm_capacity.predict.kv_cache.flash_attention import (
     flash_attention_version,
     reads_fp8,
 )
-from vllm_capacity.predict.kv_cache.format import is_quantized
+from vllm_capacity.predict.kv_cache.format import TURBOQUANT_DTYPES, is_quantized
 
 _PLAIN = frozenset({"auto", "float16", "bfloat16"})
 _FP8 = _PLAIN | {"fp8", "fp8_e4m3"}
@@ -208,6 +208,12 @@ BACKENDS = {
             accepts=_triton,
         ),
         Backend(name="FLEX_ATTENTION", mm_prefix=True, float32=True),
+        Backend(
+            name="TURBOQUANT",
+            kernel_blocks=(16, 32, 64, 128),
+            any_multiple=False,
+            kv_cache_dtypes=TURBOQUANT_DTYPES,
+        ),
         # The CPU platform asks nothing of its only backend.
         Backend(
             name="CPU_ATTN",

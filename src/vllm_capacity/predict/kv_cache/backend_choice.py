@@ -28,7 +28,7 @@ def _priorities(wanted: Wanted, kernels: Kernels) -> tuple[str, ...]:
         hopper = ("FLASH_ATTN_MLA", "FLASHMLA", "FLASHINFER_MLA", "TRITON_MLA")
         blackwell = ("FLASHINFER_MLA", "CUTLASS_MLA", *hopper)
         return blackwell if kernels.major == 10 else hopper
-    common = ("FLASH_ATTN", "FLASHINFER", "TRITON_ATTN", "FLEX_ATTENTION")
+    common = ("FLASH_ATTN", "FLASHINFER", "TRITON_ATTN", "FLEX_ATTENTION", "TURBOQUANT")
     if kernels.major == 10:
         images = ("TRITON_FLASHINFER",) if wanted.heads.mm_prefix else ()
         return (*images, "FLASHINFER", *common)

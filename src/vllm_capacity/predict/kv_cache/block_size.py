@@ -11,7 +11,11 @@ from typing import NamedTuple
 from vllm_capacity.predict.kv_cache.args import CacheArgs
 from vllm_capacity.predict.kv_cache.attention_backend import Backend
 from vllm_capacity.predict.kv_cache.backend_choice import with_pages
-from vllm_capacity.predict.kv_cache.format import attention_format, storage_bytes
+from vllm_capacity.predict.kv_cache.format import (
+    TURBOQUANT_DTYPES,
+    attention_format,
+    storage_bytes,
+)
 from vllm_capacity.predict.kv_cache.layer_cache import (
     AttentionCache,
     CrossAttentionCache,
@@ -136,7 +140,10 @@ def _align_with_skipped(
 
     Source: ``_align_heterogeneous_kv_block_size``.
     """
-    primary = _token_bytes(layers, args.kv_cache_dtype, args, per_layer=False)
+    known = args.kv_cache_dtype not in TURBOQUANT_DTYPES or backend.name == "TURBOQUANT"
+    # Only the first backend is asked; where it does not know the format, it counts whole bytes.
+    asked = args.kv_cache_dtype if known else "fp8"
+    primary = _token_bytes(layers, asked, args, per_layer=False)
     plain = _token_bytes(layers, "auto", args, per_layer=False)
     if plain < primary:
         raise Refusal("vLLM refuses to start: layers that skip quantisation must not be smaller")

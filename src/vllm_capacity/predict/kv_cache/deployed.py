@@ -8,6 +8,7 @@ from vllm_capacity.predict.gpu import Gpu
 from vllm_capacity.predict.kv_cache.args import CacheArgs
 from vllm_capacity.predict.kv_cache.backend_choice import kernels_for_mixed_heads
 from vllm_capacity.predict.kv_cache.flash_attention import Kernels
+from vllm_capacity.predict.kv_cache.format import TURBOQUANT_DTYPES
 from vllm_capacity.predict.kv_cache.layer_cache import AttentionCache, LayerCache, StateCache
 from vllm_capacity.predict.kv_cache.plan import Planner
 from vllm_capacity.predict.kv_cache.planner import make_planner, make_planner_for_any_gpu
@@ -20,6 +21,7 @@ from vllm_capacity.predict.vllm_version import VllmVersion
 Stages = Sequence[Sequence[NamedCache]]
 #: GPUs for which vLLM prefers FlashInfer, which its image ships.
 _PREFERS_FLASHINFER = (10, 0)
+_PROTECTED_LAYERS = 2
 _HYBRID_CHUNKS_VARIABLE = "VLLM_ALLOW_CHUNKED_LOCAL_ATTN_WITH_HYBRID_KV_CACHE"
 _LAYOUT_VARIABLE = "VLLM_KV_CACHE_LAYOUT"
 
@@ -72,6 +74,9 @@ def deployed_planner(
             f"mamba_cache_mode {args.mamba_cache_mode} is not described; vLLM 0.32 takes none "
             "or align"
         )
+    turbo = resolved.kv_cache_dtype in TURBOQUANT_DTYPES
+    if turbo and (draft or any(isinstance(c.cache, StateCache) for s in stages for c in s)):
+        raise Refusal("a TurboQuant KV cache beside states or a drafter is not described")
     if args.disable_sliding_window:
         raise Refusal("--disable-sliding-window is not covered yet")
     if where.env.get(_LAYOUT_VARIABLE):
@@ -94,7 +99,11 @@ def _planners(
 ) -> Iterator[Planner]:
     """One planner for each set of kernels that may be installed; a refusal if none starts."""
     refused: Refusal | None = None
-    for kernels in _kernel_sets(where):
+    for found in _kernel_sets(where):
+        kernels = found
+        if asked.kv_cache_dtype in TURBOQUANT_DTYPES:
+            # Source: vLLM 0.32 engine/arg_utils.py, create_engine_config.
+            kernels = replace(found, flash_attention_version=2)
         args = replace(asked, kernels=kernels)
         if model.mixed_heads:
             args = replace(args, kernels=kernels_for_mixed_heads(kernels, asked.kv_cache_dtype))
@@ -153,7 +162,8 @@ def _cache_args(  # noqa: PLR0917 (one deployment)
         kernels=Kernels(capability=None),
         version=where.version,
         kv_cache_dtype=resolved.kv_cache_dtype,
-        kv_cache_dtype_skip_layers=frozenset(args.kv_cache_dtype_skip_layers or ()),
+        kv_cache_dtype_skip_layers=frozenset(args.kv_cache_dtype_skip_layers or ())
+        | _protected_layers(model, resolved.kv_cache_dtype),
         block_size=args.block_size,
         max_num_batched_tokens=resolved.max_num_batched_tokens,
         max_in_flight_tokens=resolved.max_in_flight_tokens,
@@ -184,6 +194,18 @@ def _check_chunks(caches: Sequence[LayerCache], args: EngineArgs, *, caching: bo
             "vLLM refuses to start: states are cached only with chunked prefill; "
             "leave out enable_chunked_prefill or give --no-enable-prefix-caching"
         )
+
+
+def _protected_layers(model: Model, kv_cache_dtype: str) -> frozenset[str]:
+    """The first and last two layers, which TurboQuant leaves in the model's dtype.
+
+    Source: vLLM 0.32 ``layers/quantization/turboquant/config.py``, ``get_boundary_skip_layers``.
+    """
+    if kv_cache_dtype not in TURBOQUANT_DTYPES:
+        return frozenset()
+    count = len(model.layers)
+    ends = min(_PROTECTED_LAYERS, count // 2)
+    return frozenset(map(str, (*range(ends), *range(count - ends, count))))
 
 
 def _per_rank(num_kv_heads: int | None, tensor_parallel: int) -> int | None:

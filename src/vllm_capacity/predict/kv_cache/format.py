@@ -4,11 +4,20 @@ from typing import NamedTuple
 
 from vllm_capacity.predict.dtypes import FP8_KV_CACHE_DTYPES, element_bytes
 from vllm_capacity.predict.refusal import Refusal
-from vllm_capacity.units import Bytes
+from vllm_capacity.units import Bytes, ceil_div, round_up
 
 #: One scale of four bytes beside every key and every value.
 _PER_TOKEN_HEAD = {"int4_per_token_head": 2, "int8_per_token_head": 1, "fp8_per_token_head": 1}
 _NVFP4 = frozenset({"nvfp4", "nvfp4_4over6"})
+#: Bits of an element of a key and of a value; eight are fp8 without a norm.
+#: Source: vLLM 0.32 ``layers/quantization/turboquant/config.py``, ``TQ_PRESETS``.
+_TURBOQUANT = {
+    "turboquant_k8v4": (8, 4),
+    "turboquant_4bit_nc": (4, 4),
+    "turboquant_k3v4_nc": (3, 4),
+    "turboquant_3bit_nc": (3, 3),
+}
+TURBOQUANT_DTYPES = frozenset(_TURBOQUANT)
 #: Latent vector, rotary part and scales in one opaque row.
 #: Source: vLLM 0.32 ``model_executor/layers/attention/mla_attention.py``, ``get_kv_cache_spec``.
 _PACKED_LATENT = {"fp8_ds_mla": 656, "nvfp4_ds_mla": 352}
@@ -50,7 +59,7 @@ def storage_bytes(kv_cache_dtype: str, model_dtype: str) -> int:
     if kv_cache_dtype in _SIXTEEN_BIT:
         return 2
     one_byte = FP8_KV_CACHE_DTYPES | _PER_TOKEN_HEAD.keys() | _NVFP4 | _PACKED_LATENT.keys()
-    if kv_cache_dtype in one_byte:
+    if kv_cache_dtype in one_byte | TURBOQUANT_DTYPES:
         return 1
     raise Refusal(f"KV cache dtype {kv_cache_dtype} is not described exactly yet")
 
@@ -60,14 +69,17 @@ def attention_format(
 ) -> Format:
     """How one head's key and value are kept.
 
-    Source: vLLM 0.32 ``v1/attention/backends/triton_attn.py`` and ``flashinfer.py``,
-    ``customize_spec``.
+    Source: vLLM 0.32 ``v1/attention/backends/triton_attn.py``, ``flashinfer.py`` and
+    ``turboquant_attn.py``, ``customize_spec``. What reads keys and values of unequal sizes
+    (``flash_attn_diffkv.py``) has none: it keeps whole bytes.
 
     Raises:
         Refusal: the KV cache type is not described for such heads.
     """
     width = storage_bytes(kv_cache_dtype, model_dtype)
-    if kv_cache_dtype in _PER_TOKEN_HEAD:
+    if kv_cache_dtype in _TURBOQUANT:
+        return Format(width, _turboquant_bytes(kv_cache_dtype, head_size))
+    if kv_cache_dtype in _PER_TOKEN_HEAD and head_size == head_size_v:
         packed = _PER_TOKEN_HEAD[kv_cache_dtype]
         return Format(width, Bytes(head_size // packed + head_size_v // packed + 2 * 4))
     if kv_cache_dtype in _NVFP4:
@@ -80,13 +92,23 @@ def attention_format(
     return Format(width)
 
 
+def _turboquant_bytes(kv_cache_dtype: str, head_size: int) -> Bytes:
+    """Key with its norm, and value with scale and zero, of one head; an even number.
+
+    Source: vLLM 0.32 ``layers/quantization/turboquant/config.py``, ``slot_size_aligned``.
+    """
+    key_bits, value_bits = _TURBOQUANT[kv_cache_dtype]
+    key = head_size if key_bits == 8 else ceil_div(head_size * key_bits, 8) + 2
+    return Bytes(round_up(key + ceil_div(head_size * value_bits, 8) + 4, 2))
+
+
 def latent_format(kv_cache_dtype: str, model_dtype: str) -> Format:
     """How one latent vector is kept.
 
     Raises:
         Refusal: the KV cache type is not described for latent attention.
     """
-    if kv_cache_dtype in _NVFP4 or kv_cache_dtype in _PER_TOKEN_HEAD:
+    if kv_cache_dtype in _NVFP4 | _PER_TOKEN_HEAD.keys() | TURBOQUANT_DTYPES:
         raise Refusal(f"vLLM refuses to start: latent attention has no {kv_cache_dtype} KV cache")
     width = storage_bytes(kv_cache_dtype, model_dtype)
     packed = _PACKED_LATENT.get(kv_cache_dtype)

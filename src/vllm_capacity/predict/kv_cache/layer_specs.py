@@ -92,7 +92,7 @@ def _attention(
         "states_per_token": kept.states_per_token,
     }
     if kept.sliding_window is not None:
-        _check_not_shared(args)
+        _check_not_shared(args, window=True)
         return _window(layer, kept, sizes, args, common)
     if kept.attention_chunk_size is not None:
         _check_not_shared(args)
@@ -108,9 +108,13 @@ def _attention(
     )
 
 
-def _check_not_shared(args: CacheArgs) -> None:
-    if args.decode_context_parallel_size > 1:
-        raise Refusal("context parallelism beside local or cross attention is not described")
+def _check_not_shared(args: CacheArgs, *, window: bool = False) -> None:
+    """Source: vLLM 0.32 ``v1/kv_cache_interface.py``, ``SlidingWindowSpec``."""
+    if args.decode_context_parallel_size == 1:
+        return
+    if window:
+        raise Refusal("vLLM refuses to start: decode context parallelism has no sliding windows")
+    raise Refusal("context parallelism beside local or cross attention is not described")
 
 
 def _window(

@@ -46,6 +46,14 @@ _OWN_BACKENDS: dict[type, Backend | None] = {
     ),
 }
 _UNEQUAL_HEADS = Backend(name="FLASH_ATTN_DIFFKV")
+#: What that backend keeps in a byte an element.
+_WHOLE_BYTES = {
+    "fp8",
+    "fp8_e4m3",
+    "fp8_per_token_head",
+    "int4_per_token_head",
+    "int8_per_token_head",
+}
 _V4 = CompressedLatentCache | CompressedIndexerCache | WindowLatentCache | CompressorStateCache
 #: The only format of DeepSeek-V4's latent vectors with its default backend.
 #: Source: vLLM 0.32 ``models/deepseek_v4/attention.py``, ``_resolve_dsv4_kv_cache_dtype``.
@@ -135,7 +143,7 @@ def _backend(kept: LayerCache, kv_cache_dtype: str, args: CacheArgs) -> Backend 
     if isinstance(kept, BlockSparseCache):
         return _OWN_BACKENDS[BlockSparseCache]
     if isinstance(kept, AttentionCache) and kept.head_size != kept.head_size_v:
-        if is_quantized(kv_cache_dtype) and kv_cache_dtype not in {"fp8", "fp8_e4m3"}:
+        if kv_cache_dtype not in _WHOLE_BYTES and is_quantized(kv_cache_dtype):
             raise Refusal(
                 f"a {kv_cache_dtype} KV cache of unequal keys and values is not described"
             )

@@ -226,7 +226,10 @@ def build_hunyuan_moe(config: Fields, *, path: str = "model", head_path: str = "
     layers, hidden = num_layers(config), width(config, "hidden_size")
     kinds = _uniform(config, layers)
     shared = Mlp(
-        hidden_size=hidden, intermediate_size=width(config, "intermediate_size"), name="shared_mlp"
+        hidden_size=hidden,
+        intermediate_size=width(config, "intermediate_size"),
+        name="shared_mlp",
+        token_parallel=False,
     )
     norms = Vectors(name="layernorms", elements=2 * hidden)
     top = _each(config, layers, "moe_topk", "num_experts_per_tok")
@@ -239,6 +242,8 @@ def build_hunyuan_moe(config: Fields, *, path: str = "model", head_path: str = "
                 experts_per_token=top[index],
                 intermediate_size=inner[index],
                 shared=shared,
+                quantized_router=True,
+                router_name="gate.wg",
             ),
             norms,
         )
@@ -326,7 +331,6 @@ def _assembled(
         ropes=ropes,
         more=(*outside, Outside(part=frequencies, stages=Stages.EVERY, path=path)),
         max_positions=max_positions(config),
-        quantized=False,
         oldest_release=_OLDEST,
     )
 

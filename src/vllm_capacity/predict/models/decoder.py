@@ -16,6 +16,7 @@ from vllm_capacity.predict.models.assembly import (
 )
 from vllm_capacity.predict.models.traits import Flag, MoeTraits, Traits
 from vllm_capacity.predict.parts import (
+    CausalMask,
     LearnedPositions,
     LogitsHead,
     Mlp,
@@ -85,8 +86,6 @@ def _is_vllms_own(traits: Traits) -> bool:
 
 
 def _stages_refusal(traits: Traits, *, tied: bool) -> str | None:
-    if traits.family == "gpt_bigcode":
-        return "pipeline stages of this architecture are not described exactly yet"
     if tied and not traits.tied_stages:
         return f"vLLM refuses to start: {traits.source} cannot pipeline tied embeddings"
     return None
@@ -151,11 +150,10 @@ def _outside(
         yield Outside(part=Vectors(name="normalizer", elements=1), stages=Stages.EVERY, path=path)
     if traits.learned_positions is not None:
         positions = _max_positions(config, traits)
-        masked = positions if traits.family == "gpt_bigcode" else 0
-        table = LearnedPositions(
-            rows=positions + traits.learned_positions, hidden_size=hidden, mask_rows=masked
-        )
-        yield Outside(part=table, stages=Stages.EVERY, path=path)
+        table = LearnedPositions(rows=positions + traits.learned_positions, hidden_size=hidden)
+        yield Outside(part=table, stages=Stages.EVERY if whole else first, path=path)
+        if traits.family == "gpt_bigcode":
+            yield Outside(part=CausalMask(rows=positions), stages=Stages.EVERY, path=path)
     last = Stages.EVERY if whole else Stages.LAST
     norm = Vectors(name="norm", elements=traits.final_norms * hidden)
     yield Outside(part=norm, stages=last, path=path)
@@ -314,6 +312,7 @@ def _moe(config: Fields, traits: MoeTraits, hidden_size: int) -> SparseMoe:
             hidden_size=hidden_size,
             intermediate_size=shared,
             name="shared_expert" if gated else "shared_experts",
+            token_parallel=False,
         )
     return SparseMoe(
         hidden_size=hidden_size,

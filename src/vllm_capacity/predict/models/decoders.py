@@ -223,7 +223,6 @@ TRAITS = {
         silu_only=False,
         norms=4,
         final_norms=2,
-        expects={"qk_layernorm": False},
     ),
     "CohereForCausalLM": Traits(
         source="commandr.py",

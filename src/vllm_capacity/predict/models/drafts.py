@@ -31,6 +31,7 @@ from vllm_capacity.predict.models.assembly import (
     window,
     with_defaults,
 )
+from vllm_capacity.predict.models.draft_model import build_draft_model
 from vllm_capacity.predict.models.mimo_v2 import mimo_attention
 from vllm_capacity.predict.models.windows import check_silu
 from vllm_capacity.predict.parts import (
@@ -168,17 +169,19 @@ def build_draft(
     if method == "mtp" or method.endswith("_mtp"):
         refuse_unless(draft_config is None, "a multi-token predictor apart from its target")
         return _predictor(target, num_speculative_tokens)
-    if method not in {"eagle", "eagle3"}:
+    if method not in {"eagle", "eagle3", "draft_model"}:
         raise Refusal(f"speculative decoding by {method} is not described exactly yet")
     if draft_config is None:
         raise Refusal(f"the draft model of {method} is not given: its config.json is needed")
+    refuse_unless(
+        not draft_config.has("quantization_config"), "a quantised draft model is not covered yet"
+    )
+    if method == "draft_model":
+        return build_draft_model(target.model, draft_config)
     name = _eagle_class(method, draft_config)
     builder = EAGLE_BUILDERS.get(name)
     if builder is None:
         raise Refusal(f"draft architecture {name} is not described exactly yet")
-    refuse_unless(
-        not draft_config.has("quantization_config"), "a quantised draft model is not covered yet"
-    )
     return builder(target, draft_config)
 
 

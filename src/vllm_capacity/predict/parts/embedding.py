@@ -90,17 +90,26 @@ class LearnedPositions(Part):
 
     Attributes:
         rows: positions, and rows that the class adds.
-        mask_rows: positions of the causal mask that transformers keeps as a buffer of bools.
     """
 
     rows: int
     hidden_size: int
-    mask_rows: int = 0
     name: str = "wpe"
 
     def modules(self, rank: Rank, path: str) -> Iterator[Module]:
         """The whole table, on every rank."""
         del rank
         yield Plain(name=f"{path}.{self.name}", elements=self.rows * self.hidden_size)
-        if self.mask_rows:
-            yield Plain(name=f"{path}.bias", elements=self.mask_rows**2, element_bytes=1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CausalMask(Part):
+    """Which position sees which: a buffer of bools that transformers keeps in some models."""
+
+    rows: int
+    name: str = "bias"
+
+    def modules(self, rank: Rank, path: str) -> Iterator[Module]:
+        """The whole mask, on every rank."""
+        del rank
+        yield Plain(name=f"{path}.{self.name}", elements=self.rows**2, element_bytes=1)

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from vllm_capacity.predict.model import Part, Transient
 from vllm_capacity.predict.modules import Linear, Module, Plain, RoutedExperts
-from vllm_capacity.predict.parallel import Rank, local_experts
+from vllm_capacity.predict.parallel import Rank, local_experts, mapped_experts
 from vllm_capacity.predict.parts.feed_forward import Mlp
 
 _FLOAT32 = 4
@@ -102,7 +102,7 @@ class SparseMoe(Part):
             hidden_size=self.routed_hidden_size or self.hidden_size,
             intermediate_size=self.intermediate_size // rank.moe_tensor_parallel,
             is_split=rank.moe_tensor_parallel > 1,
-            expert_map_entries=self.num_experts if rank.expert_parallel > 1 else 0,
+            expert_map_entries=mapped_experts(self.num_experts, rank),
             gated=self.gated,
             bias=self.expert_bias,
             projections=self.projections,
@@ -127,6 +127,10 @@ class SparseMoe(Part):
                 return "shared experts under EP with both TP and DP are not covered yet"
             if self.num_experts < rank.expert_parallel:
                 return "vLLM refuses to start: fewer experts than expert-parallel ranks"
+            if rank.redundant_experts and (
+                (self.num_experts + rank.redundant_experts) % rank.expert_parallel
+            ):
+                return "vLLM refuses to start: balanced experts must divide evenly over the ranks"
         elif self.intermediate_size % over:
             return (
                 f"vLLM refuses to start: experts {self.intermediate_size} wide are not divisible "

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from vllm_capacity.predict.model import NamedCache, Part, Transient
 from vllm_capacity.predict.modules import Attention, Linear, Module, Plain, RoutedExperts
-from vllm_capacity.predict.parallel import Rank, local_experts
+from vllm_capacity.predict.parallel import Rank, local_experts, mapped_experts
 from vllm_capacity.predict.parts.attention import SelfAttention
 from vllm_capacity.predict.parts.experts import workspace_per_expert
 from vllm_capacity.predict.rope import RopeTable
@@ -104,7 +104,7 @@ class ParallelMoe(Part):
             hidden_size=self.hidden_size,
             intermediate_size=self.intermediate_size // rank.moe_tensor_parallel,
             is_split=rank.moe_tensor_parallel > 1,
-            expert_map_entries=self.num_experts if rank.expert_parallel > 1 else 0,
+            expert_map_entries=mapped_experts(self.num_experts, rank),
             fits_tensorrt=False,
         )
         yield Plain(name=f"{path}.expert_layernorms", elements=3 * self.hidden_size)
