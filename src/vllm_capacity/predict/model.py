@@ -168,6 +168,8 @@ class Model:
         head_size: elements of a head by the configuration as a whole, likewise.
         mixed_heads: whether vLLM takes one attention kernel for heads of different sizes.
         mm_prefix: whether the tokens of an image attend to all of it.
+        frame_tokens: tokens of one frame of a video that must fit a batch as a whole; 0 where it
+            need not, or where vLLM does not ask.
         soft_cap: whether attention logits are capped.
         text_values: the text model's configuration with its class's defaults, where a wrapper
             fills them in; None where config.json alone says it.
@@ -198,6 +200,7 @@ class Model:
     head_size: int | None = None
     mixed_heads: bool = False
     mm_prefix: bool = False
+    frame_tokens: int = 0
     soft_cap: bool = False
     text_values: Mapping[str, Any] | None = None
     compiled: bool = True

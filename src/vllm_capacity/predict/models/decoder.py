@@ -325,6 +325,7 @@ def _moe(config: Fields, traits: MoeTraits, hidden_size: int) -> SparseMoe:
         float32_router=traits.float32_router,
         quantized_router=traits.quantized_router,
         name=traits.block,
+        fits_tensorrt=read_flag(config, traits.fits_tensorrt),
     )
 
 

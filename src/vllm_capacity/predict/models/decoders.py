@@ -6,7 +6,7 @@ was read from (vLLM 0.32 ``model_executor/models/``); an architecture without a 
 
 from dataclasses import replace
 
-from vllm_capacity.predict.models.traits import ALWAYS, Flag, MoeTraits, Traits
+from vllm_capacity.predict.models.traits import ALWAYS, NEVER, Flag, MoeTraits, Traits
 
 _LLAMA = Traits(
     source="llama.py",
@@ -89,6 +89,7 @@ TRAITS = {
             dense_step_key="decoder_sparse_step",
             dense_list_key="mlp_only_layers",
             shared_width_key="shared_expert_intermediate_size",
+            fits_tensorrt=Flag(keys=("norm_topk_prob",)),
         ),
     ),
     "MixtralForCausalLM": Traits(
@@ -188,6 +189,7 @@ TRAITS = {
             shared_width_key="shared_expert_intermediate_size",
             shared_required=True,
             dense_stages=True,
+            fits_tensorrt=Flag(keys=("norm_topk_prob",)),
         ),
     ),
     "GraniteForCausalLM": Traits(
@@ -323,6 +325,7 @@ TRAITS = {
             dense_step_key="moe_layer_interval",
             dense_stages=True,
             shared_count_key="moe_num_shared_experts",
+            fits_tensorrt=NEVER,
         ),
     ),
     "OlmoeForCausalLM": Traits(
@@ -333,7 +336,9 @@ TRAITS = {
         complete_stages=True,
         silu_only=False,
         expects={"tie_word_embeddings": False, "attention_bias": False},
-        moe=MoeTraits(experts_key="num_experts", width_key="intermediate_size"),
+        moe=MoeTraits(
+            experts_key="num_experts", width_key="intermediate_size", fits_tensorrt=NEVER
+        ),
     ),
     "PhiMoEForCausalLM": Traits(
         source="phimoe.py",
@@ -349,6 +354,7 @@ TRAITS = {
             experts_key="num_local_experts",
             width_key="intermediate_size",
             block="block_sparse_moe",
+            fits_tensorrt=NEVER,
         ),
     ),
     "GPT2LMHeadModel": Traits(

@@ -91,6 +91,7 @@ def _sparse(read: HybridFields, hidden_size: int) -> SparseMoe | None:
         intermediate_size=read.size("intermediate_size"),
         name="feed_forward",
         router_name="router",
+        fits_tensorrt=False,
     )
 
 

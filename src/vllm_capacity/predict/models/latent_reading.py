@@ -133,6 +133,7 @@ def read_experts(
         shared=shared,
         correction_bias=correction_bias,
         float32_router=float32_router,
+        fits_tensorrt=config.boolean("norm_topk_prob") is not False,
     )
 
 

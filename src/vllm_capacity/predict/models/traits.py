@@ -40,6 +40,8 @@ class MoeTraits:
         shared_required: whether the config class has a shared expert where the key is absent.
         dense_last_key: config key with the index of the last sparse layer, -1 for the last.
         dense_stages: whether vLLM starts a pipeline stage without any sparse layer.
+        fits_tensorrt: whether TensorRT-LLM's kernels know how its router scores: none knows a
+            softmax that is not renormalised, or that a bias corrects.
     """
 
     experts_key: str
@@ -56,6 +58,7 @@ class MoeTraits:
     shared_required: bool = False
     dense_last_key: str | None = None
     dense_stages: bool = False
+    fits_tensorrt: Flag = ALWAYS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

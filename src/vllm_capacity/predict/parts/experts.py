@@ -34,6 +34,8 @@ class SparseMoe(Part):
         name: path inside the layer.
         router_name, experts_name: vLLM's names of its modules.
         projections: the checkpoint's names of an expert's projections.
+        fits_tensorrt: whether TensorRT-LLM's kernels know how its router scores, see
+            :class:`RoutedExperts`.
     """
 
     is_sparse: ClassVar[bool] = True
@@ -57,6 +59,7 @@ class SparseMoe(Part):
     router_name: str = "gate"
     experts_name: str = "experts"
     projections: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
+    fits_tensorrt: bool = True
 
     def modules(self, rank: Rank, path: str) -> Iterator[Module]:
         """Router, shared expert and the rank's routed experts."""
@@ -91,6 +94,7 @@ class SparseMoe(Part):
             gated=self.gated,
             bias=self.expert_bias,
             projections=self.projections,
+            fits_tensorrt=self.fits_tensorrt,
         )
 
     def transient(self, rank: Rank) -> Transient:
