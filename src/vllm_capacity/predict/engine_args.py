@@ -345,6 +345,15 @@ class EngineArgs:
         count = limit.get("count") if isinstance(limit, Mapping) else limit
         return not isinstance(count, int) or count > 0
 
+    def video_frames(self, most: int) -> int:
+        """Frames of the longest video that a prompt may hold, ``most`` without a limit.
+
+        Source: vLLM 0.32 ``config/multimodal.py``, ``VideoDummyOptions.num_frames``.
+        """
+        limit = (self.limit_mm_per_prompt or {}).get("video")
+        frames = limit.get("num_frames") if isinstance(limit, Mapping) else None
+        return min(frames, most) if isinstance(frames, int) and frames > 0 else most
+
     def merged_over(self, other: Self) -> Self:
         """These arguments, and ``other``'s where these are silent."""
         mine = {

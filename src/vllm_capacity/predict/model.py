@@ -172,6 +172,8 @@ class Model:
             operator nor the checkpoint asks for one; None for the model's own.
         replicates_queries: whether context parallelism makes its query projections whole.
         mm_prefix: whether the tokens of an image attend to all of it.
+        frame_tokens: tokens of one frame of a video that must fit a batch as a whole; 0 where it
+            need not, or where vLLM does not ask.
         soft_cap: whether attention logits are capped.
         text_values: the text model's configuration with its class's defaults, where a wrapper
             fills them in; None where config.json alone says it.
@@ -205,6 +207,7 @@ class Model:
     blackwell_cache_dtype: str | None = None
     replicates_queries: bool = False
     mm_prefix: bool = False
+    frame_tokens: int = 0
     soft_cap: bool = False
     text_values: Mapping[str, Any] | None = None
     compiled: bool = True

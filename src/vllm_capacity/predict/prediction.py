@@ -55,6 +55,7 @@ from vllm_capacity.predict.speculative import read_speculative
 from vllm_capacity.predict.vllm_version import NEWEST_KNOWN, OLDEST_KNOWN, VllmVersion
 from vllm_capacity.units import GIB, Bytes, format_gib
 
+_HOPPER = 9
 #: GPUs that vLLM has router kernels for.
 #: Source: vLLM 0.32 ``layers/fused_moe/router/gate_linear.py``, ``GateLinear``.
 _ROUTER_KERNELS = frozenset({(9, 0), (10, 0), (10, 1), (10, 3)})
@@ -482,14 +483,16 @@ def _offloaded(gibibytes: float | None, weights: Bytes) -> Estimate:
 
 
 def _quantization(described: ModelConfig, model: Model, deployment: Deployment) -> Quantization:
+    capability = None if deployment.gpu is None else deployment.gpu.capability
     quantization, reason = read_quantization(
         described.quantization_config,
         argument=deployment.engine_args.quantization,
         model_type=described.model_type,
         expert_dtype=_text_or_none(described.text.get("expert_dtype")),
         renaming=_renaming(described.architecture, model),
-        capability=None if deployment.gpu is None else deployment.gpu.capability,
+        capability=capability,
         flashinfer=deployment.flashinfer is not False,
+        cutlass=bool(deployment.flashinfer) and capability is not None and capability[0] == _HOPPER,
     )
     if quantization is None:
         raise Refusal(reason or "the quantisation is not described exactly")

@@ -16,6 +16,8 @@ from vllm_capacity.predict.vllm_version import VllmVersion
 from vllm_capacity.units import GIB, Tokens
 
 _UNCOVERED_VARIABLES = ("VLLM_MLA_DISABLE", "VLLM_DCP_Q_REPLICATE", "VLLM_REPLICATE_EMBED")
+#: Source: vLLM 0.32 ``models/gemma4_mm.py``, ``_VIDEO_MAX_FRAMES``.
+_MAX_FRAMES = 32
 _BFLOAT16_CAPABILITY = (8, 0)
 _BLACKWELL = 10
 #: Source: vLLM 0.32 ``transformers_utils/model_arch_config_convertor.py``, ``get_num_experts``.
@@ -83,7 +85,7 @@ def resolve(
     _check_experts(model, built, args)
     dtype = _dtype(model, args, gpu)
     max_model_len = _max_model_len(model, args, version, env)
-    seqs, tokens = _scheduler_limits(args, gpu, version, max_model_len)
+    seqs, tokens = _scheduler_limits(args, gpu, version, max_model_len, built.frame_tokens)
     return ResolvedArgs(
         architecture=model.architecture,
         dtype=dtype,
@@ -189,9 +191,13 @@ def _utilization(args: EngineArgs, version: VllmVersion) -> float:
 
 
 def _scheduler_limits(
-    args: EngineArgs, gpu: Gpu | None, version: VllmVersion, max_model_len: int
+    args: EngineArgs,
+    gpu: Gpu | None,
+    version: VllmVersion,
+    max_model_len: int,
+    frame_tokens: int,
 ) -> tuple[int | None, int | None]:
-    """``max_num_seqs`` and ``max_num_batched_tokens``.
+    """``max_num_seqs`` and ``max_num_batched_tokens``; a video that must be whole fits a batch.
 
     Source: vLLM 0.32 ``engine/arg_utils.py``, ``get_batch_defaults`` and
     ``_set_default_max_num_seqs_and_batched_tokens_args``, for the API server.
@@ -205,6 +211,7 @@ def _scheduler_limits(
         tokens = default_tokens * doubled
         if args.enable_chunked_prefill is False:
             tokens = max(max_model_len, tokens)
+        tokens = max(tokens, frame_tokens * args.video_frames(_MAX_FRAMES))
         tokens = tokens if seqs is None else min(seqs * max_model_len, tokens)
     if args.max_num_seqs is None and seqs is not None and tokens is not None:
         seqs = min(seqs, tokens)

@@ -19,6 +19,9 @@ Levels = Callable[[Fields], int]
 _WHOLE_IMAGES = frozenset({"bagel", "gemma3", "molmo2", "moondream3", "paligemma"})
 _GEMMA4 = frozenset({"gemma4", "gemma4_unified"})
 _TIE = "tie_word_embeddings"
+#: 70 of the frame, two around it, six of its time.
+#: Source: vLLM 0.32 ``models/gemma4_mm.py``, ``get_mm_max_tokens_per_item``.
+_GEMMA4_FRAME_TOKENS = 78
 _ROPE_KEYS = ("rope_scaling", "rope_parameters")
 
 
@@ -100,12 +103,15 @@ def build_wrapped(
     build = _builder(text, wrapper)
     levels = 0 if wrapper.levels is None else wrapper.levels(inner)
     model = build(text, path=wrapper.path, head_path=wrapper.head_path)
+    whole_images = _attends_to_whole_images(config, text)
+    asks = whole_images and config.text("model_type") in _GEMMA4
     return replace(
         model,
         source=wrapper.source,
         outside=(*model.outside, *wrapper.towers(inner, text)),
         text_values=text.values,
-        mm_prefix=_attends_to_whole_images(config, text),
+        mm_prefix=whole_images,
+        frame_tokens=_GEMMA4_FRAME_TOKENS if asks else 0,
         renames=wrapper.renames,
         encoder_elements=(1 + levels) * model.hidden_size,
         encoder_item=encoder_item(wrapper.source, inner),

@@ -105,6 +105,7 @@ class ParallelMoe(Part):
             intermediate_size=self.intermediate_size // rank.moe_tensor_parallel,
             is_split=rank.moe_tensor_parallel > 1,
             expert_map_entries=mapped_experts(self.num_experts, rank),
+            # GELU, and a routing function of its own.
             fits_tensorrt=False,
         )
         yield Plain(name=f"{path}.expert_layernorms", elements=3 * self.hidden_size)

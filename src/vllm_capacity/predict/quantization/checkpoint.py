@@ -1,6 +1,7 @@
 """Reads which quantisation a checkpoint declares, or the operator asks for."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from vllm_capacity.predict.fields import Fields
@@ -33,7 +34,7 @@ _ACCEPTED = {
 _MODELOPT = frozenset({"modelopt", "modelopt_fp4", "modelopt_mxfp8", "modelopt_mixed"})
 _INSISTENT = _MODELOPT | {"auto-round", "gpt_oss_mxfp4"}
 _BLACKWELL = (10, 0)
-_TENSORRT_TILE = 128
+_TENSORRT_TILE = _CUTLASS_TILE = 128
 
 
 def read_quantization(
@@ -44,6 +45,7 @@ def read_quantization(
     expert_dtype: str | None = None,
     capability: tuple[int, int] | None = None,
     flashinfer: bool = False,
+    cutlass: bool = False,
     renaming: Renaming | None = None,
     allow_deprecated: bool = False,
 ) -> tuple[Quantization | None, str | None]:
@@ -56,6 +58,7 @@ def read_quantization(
         expert_dtype: of config.json, which DeepSeek-V4 has.
         capability: compute capability of the GPU, None where it is not known.
         flashinfer: whether FlashInfer is installed.
+        cutlass: whether it is known to be, beside a Hopper GPU.
         renaming: how the model class renames modules.
         allow_deprecated: ``--allow-deprecated-quantization``.
     """
@@ -87,6 +90,7 @@ def read_quantization(
         experts_only=argument == "moe_wna16",
         allow_deprecated=allow_deprecated,
         expert_dtype=expert_dtype,
+        cutlass=cutlass,
     )
 
 
@@ -131,6 +135,7 @@ def _checkpoint(
     experts_only: bool,
     allow_deprecated: bool,
     expert_dtype: str | None,
+    cutlass: bool,
 ) -> _Read:
     readers: dict[str, Callable[[], _Read]] = {
         "fp8": lambda: _fp8(config, renaming),
@@ -143,7 +148,7 @@ def _checkpoint(
         "auto-round": lambda: read_auto_round(config, renaming),
         "inc": lambda: read_auto_round(config, renaming),
         "mxfp4": lambda: _mxfp4("mxfp4"),
-        "gpt_oss_mxfp4": lambda: _mxfp4("gpt_oss_mxfp4"),
+        "gpt_oss_mxfp4": lambda: _mxfp4("gpt_oss_mxfp4", cutlass=cutlass),
         "mxfp8": lambda: _mxfp8(config, renaming),
         "quark": lambda: read_quark(config, renaming),
         "compressed-tensors": lambda: read_compressed_tensors(
@@ -252,13 +257,16 @@ def _gptq(config: Fields, renaming: Renaming, *, experts_only: bool) -> _Read:
     ), None
 
 
-def _mxfp4(name: str) -> _Read:
+def _mxfp4(name: str, *, cutlass: bool = False) -> _Read:
     """Experts alone; nothing that is read here leaves any out.
 
-    Which kernels run decides the padding; what is described is Marlin's and TensorRT-LLM's.
-    Source: vLLM 0.32 ``layers/quantization/mxfp4.py``, ``Mxfp4Config``.
+    Which kernels run decides the padding; what is described is Marlin's and TensorRT-LLM's, and
+    that of CUTLASS where FlashInfer is said to be installed beside a Hopper GPU.
+    Source: vLLM 0.32 ``layers/quantization/mxfp4.py``, ``Mxfp4Config``;
+    ``layers/fused_moe/oracle/mxfp4.py``, ``_get_priority_backends_for_gpt_oss``.
     """
-    return ListedQuantization(name=name, linear=None, experts=MXFP4_EXPERTS), None
+    experts = replace(MXFP4_EXPERTS, hidden_multiple=_CUTLASS_TILE) if cutlass else MXFP4_EXPERTS
+    return ListedQuantization(name=name, linear=None, experts=experts), None
 
 
 def _mxfp8(config: Fields, renaming: Renaming) -> _Read:
