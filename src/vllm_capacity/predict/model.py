@@ -159,7 +159,6 @@ class Model:
         max_positions: what the config class takes for ``max_position_embeddings`` where the file
             does not say; None where it has no default.
         quantized: whether quantised weights are described exactly too.
-        packed_experts: the same of experts packed in integers (AWQ, GPTQ, compressed-tensors).
         oldest_release: ``(major, minor)`` of the first release that builds it so, None for all.
         stages_refusal: why vLLM would not pipeline it, None if it would.
         dense_stages: whether vLLM starts a stage without any sparse layer.
@@ -196,7 +195,6 @@ class Model:
     rope_type: str | None = None
     max_positions: int | None = None
     quantized: bool = True
-    packed_experts: bool = True
     oldest_release: tuple[int, int] | None = None
     stages_refusal: str | None = None
     dense_stages: bool = True

@@ -11,8 +11,6 @@ from vllm_capacity.predict.fields import Fields
 from vllm_capacity.predict.refusal import Refusal
 
 _MAX_DRAFT_TOKENS = 1 << 10
-#: Methods that draft from the tokens themselves, without a model.
-_WITHOUT_MODEL = frozenset({"ngram", "ngram_gpu", "suffix"})
 #: Methods under which steps may overlap.
 #: Source: vLLM 0.32 ``config/vllm.py``, ``VllmConfig.__post_init__``.
 _OVERLAPPING = frozenset({"eagle", "eagle3", "ngram_gpu", "draft_model", "dspark", "dflash"})
@@ -34,11 +32,6 @@ class Speculative:
     method: str
     num_speculative_tokens: int
     draft_config: Mapping[str, Any] | None
-
-    @property
-    def has_model(self) -> bool:
-        """Whether a draft model stands beside the target."""
-        return self.method not in _WITHOUT_MODEL
 
     @property
     def is_whole_model(self) -> bool:

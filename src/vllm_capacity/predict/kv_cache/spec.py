@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from math import prod
-from typing import ClassVar, Self
+from typing import ClassVar
 
 from vllm_capacity.units import Blocks, Bytes, Tokens, ceil_div
 
@@ -111,10 +111,6 @@ class AttentionSpec(KVCacheSpec, ABC):
         states = self.block_size * self.states_per_token // self.tokens_per_state
         slots = self.num_kv_heads * self.slots_per_head
         return Bytes(slots * states * self.state_content_bytes)
-
-    def with_block_size(self, block_size: int) -> Self:
-        """The same layer in blocks of another size."""
-        return replace(self, block_size=Tokens(block_size))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -341,10 +341,6 @@ def _build_granite_moe_swa(config: Fields, *, path: str = "model", head_path: st
     return build_granite_moe(config, _GRANITE_MOE_SWA, path=path, head_path=head_path)
 
 
-def _build_granite_moe_shared(config: Fields, *, path: str = "model", head_path: str = "") -> Model:
-    return build_granite_moe(config, path=path, head_path=head_path)
-
-
 BUILDERS: dict[str, Builder] = {
     "Cohere2ForCausalLM": build_cohere2,
     "Exaone4ForCausalLM": build_exaone4,

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from vllm_capacity.predict.model import Part
-from vllm_capacity.predict.modules import Linear, Module, Plain
+from vllm_capacity.predict.modules import Linear, Module
 from vllm_capacity.predict.parallel import Rank
 from vllm_capacity.predict.rope import RopeTable
 
@@ -53,27 +53,6 @@ class Projection(Part):
                     f"TP {rank.tp_size}"
                 )
         return None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DividedVectors(Part):
-    """Elements that tensor-parallel ranks divide."""
-
-    name: str
-    elements: int
-
-    def modules(self, rank: Rank, path: str) -> Iterator[Module]:
-        """The rank's share."""
-        yield Plain(name=f"{path}.{self.name}", elements=self.elements // rank.tp_size)
-
-    def refusal(self, rank: Rank) -> str | None:
-        """Elements that the ranks cannot share."""
-        if self.elements % rank.tp_size == 0:
-            return None
-        return (
-            f"vLLM refuses to start: {self.elements} elements of {self.name} are not divisible "
-            f"by TP {rank.tp_size}"
-        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
