@@ -73,6 +73,33 @@ class TinyLlama:
         }
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TinyGemma3(TinyLlama):
+    """A Gemma 3 as small: ten of its twelve layers see no farther than a window."""
+
+    layers: int = 12
+    hidden: int = 512
+    heads: int = 4
+    kv_heads: int = 2
+    head_size: int = 128
+    window_tokens: int = 256
+
+    def config(self) -> dict[str, Any]:
+        kinds = 5 * ["sliding_attention"] + ["full_attention"]
+        return TinyLlama.config(self) | {
+            "architectures": ["Gemma3ForCausalLM"],
+            "model_type": "gemma3_text",
+            "hidden_activation": "gelu_pytorch_tanh",
+            "layer_types": kinds * (self.layers // len(kinds)),
+            "query_pre_attn_scalar": self.head_size,
+            "rope_local_base_freq": 10000.0,
+            "rope_parameters": None,
+            "rope_theta": 1e6,
+            "sliding_window": self.window_tokens,
+            "tie_word_embeddings": True,
+        }
+
+
 def byte_tokenizer() -> dict[str, Any]:
     """A tokenizer.json whose tokens are the 256 bytes and two special ones."""
     special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
@@ -131,10 +158,15 @@ VLLM_ENV = {
 
 @contextmanager
 def vllm_server(
-    model: Path, folder: Path, *flags: str, kv_cache_gib: int = 1, name: str = "vllm"
+    model: Path,
+    folder: Path,
+    *flags: str,
+    kv_cache_gib: int = 1,
+    name: str = "vllm",
+    port: int | None = None,
 ) -> Iterator[Server]:
     """A genuine vLLM that serves `model` from the CPU; ready when the block begins (about 40 s)."""
-    port = free_port()
+    port = port or free_port()
     command = [
         *(vllm_python(), "-m", "vllm.entrypoints.openai.api_server", "--model", model),
         *("--host", "127.0.0.1", "--port", str(port)),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
 import time
 from dataclasses import asdict, dataclass
 from statistics import median
@@ -13,20 +12,16 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 from harness import Prometheus, Samples, Server
-from known_load import Client
+from known_load import Client, Request, after, near
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Sequence
     from pathlib import Path
 
 pytestmark = pytest.mark.real
 
 BLOCK_SIZE = 32
-
-# What vLLM's page shows, the client sees a little earlier or later: the page is renewed once per
-# step, and on two busy cores a client may come late to read its tokens. So the client's record is
-# searched for the moment that the exporter shows, and may vary within one step around it.
-EARLIER_SECONDS, LATER_SECONDS, STEP_SECONDS = 0.5, 1.5, 0.1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,17 +68,10 @@ class Watched:
         return [moment for moment in self.moments if moment.running]
 
 
-async def load(client: Client, *, workers: int, seconds: float, seed: int) -> None:
-    """Each worker sends one request after another; no two prompts share a prefix."""
-    lengths = random.Random(seed)  # noqa: S311  # a load that is the same each time
-    deadline = time.monotonic() + seconds
-
-    async def worker() -> None:
-        while time.monotonic() < deadline:
-            prompt = [lengths.randrange(256) for _ in range(lengths.randint(40, 400))]
-            await client.complete(prompt, lengths.randint(100, 480))
-
-    await asyncio.gather(*(worker() for _ in range(workers)))
+def unlike_any_other(lengths: random.Random) -> Request:
+    """A request whose prompt shares no prefix with another's."""
+    prompt = [lengths.randrange(256) for _ in range(lengths.randint(40, 400))]
+    return Request(prompt=prompt, output_tokens=lengths.randint(100, 480))
 
 
 async def watch(exporter: Server, http: httpx.AsyncClient, moments: dict[float, Moment]) -> None:
@@ -102,7 +90,7 @@ async def load_and_watch(vllm: Server, exporter: Server, phases: Sequence[int]) 
         client = Client(vllm.url, "tiny-llama", http)
         watching = asyncio.create_task(watch(exporter, http, moments))
         for seed, workers in enumerate(phases):
-            await load(client, workers=workers, seconds=20, seed=seed)
+            await client.keep_busy(unlike_any_other, workers=workers, seed=seed, until=after(20))
         ended_at = time.time()
         await asyncio.sleep(3)  # the idle server is a sample as well
         watching.cancel()
@@ -139,12 +127,6 @@ def test_predicted_used_blocks_stay_within_one_block_per_running_request(watched
 def test_the_prediction_is_not_the_observation_handed_back(watched: Watched) -> None:
     errors = [abs(moment.error_blocks) for moment in watched.busy]
     assert median(errors) > 0
-
-
-def near(taken_at: float) -> list[tuple[float, float]]:
-    """Short intervals around the time of a sample, one step long."""
-    steps = range(-round(EARLIER_SECONDS / STEP_SECONDS), round(LATER_SECONDS / STEP_SECONDS))
-    return [(taken_at + k * STEP_SECONDS, taken_at + (k + 1) * STEP_SECONDS) for k in steps]
 
 
 def test_used_blocks_are_what_the_clients_requests_fill(watched: Watched) -> None:
