@@ -16,15 +16,17 @@ from vllm_capacity.predict import (
     Deployment,
     EngineArgs,
     Gpu,
+    KVCacheLayout,
     ModelConfig,
     Prediction,
     VllmVersion,
     predict,
 )
+from vllm_capacity.predict.kv_cache.planner import CAPABILITIES
 from vllm_capacity.predict.memory.calibrated_deployment import calibrated_deployment
 from vllm_capacity.predict.memory.calibration import Calibration
 from vllm_capacity.predict.memory.checkpoint_check import checkpoint_mismatch
-from vllm_capacity.units import Bytes
+from vllm_capacity.units import GIB, Bytes
 
 _LIMITS = ("max_model_len", "max_num_seqs", "max_num_batched_tokens")
 
@@ -85,12 +87,41 @@ def predict_deployment(facts: DeploymentFacts) -> PredictionStatus:
         mismatch = _mismatch(facts, deployment)
         if mismatch is not None:
             return PredictionStatus(prediction=None, reason="bad_config", message=mismatch)
-        prediction = predict(deployment)
+        prediction = _with_layout(predict(deployment), deployment, facts.cache_config)
     except ModelConfigError as error:
         return PredictionStatus(prediction=None, reason="bad_config", message=str(error))
     except EngineArgsError as error:
         return PredictionStatus(prediction=None, reason="bad_arguments", message=str(error))
     return PredictionStatus(prediction=prediction, **_verdict(prediction))
+
+
+def _with_layout(
+    prediction: Prediction, deployment: Deployment, labels: Mapping[str, str]
+) -> Prediction:
+    """With what requests hold; where that hangs on a GPU that is unknown, by its block size.
+
+    The block size was resolved at the start-up. Of all that a request may hold on one GPU or
+    another it leaves but one, as a rule.
+    """
+    if prediction.layout is not None or deployment.gpu is not None:
+        return prediction
+    layouts = {
+        layout
+        for capability in CAPABILITIES
+        if (layout := _layout_on(capability, deployment)) is not None
+        and str(layout.block_size_tokens) == labels.get("block_size")
+    }
+    return replace(prediction, layout=layouts.pop()) if len(layouts) == 1 else prediction
+
+
+def _layout_on(capability: tuple[int, int], deployment: Deployment) -> KVCacheLayout | None:
+    gpu = Gpu(
+        name="unknown",
+        compute_capability=".".join(map(str, capability)),
+        total_memory_bytes=Bytes(80 * GIB),
+    )
+    layout = predict(replace(deployment, gpu=gpu)).layout
+    return None if layout is None else replace(layout, max_num_batched_tokens=None)
 
 
 def _mismatch(facts: DeploymentFacts, deployment: Deployment) -> str | None:

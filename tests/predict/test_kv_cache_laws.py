@@ -151,8 +151,10 @@ def test_a_model_that_keeps_nothing_is_refused() -> None:
 def test_without_a_batch_limit_a_window_is_refused_and_full_attention_is_not() -> None:
     unknown = cache_args(max_in_flight_tokens=None)
     assert make_planner([numbered((4, FULL))], unknown).block_size == 16
+    window = make_planner([numbered((4, WINDOW))], unknown)
+    assert [group.kind for group in window.groups] == ["sliding_window"]
     with pytest.raises(Refusal, match="max_num_batched_tokens"):
-        make_planner([numbered((4, WINDOW))], unknown)
+        window.plan([GIB], "asked")
 
 
 def test_an_unknown_gpu_matters_only_where_block_sizes_differ() -> None:

@@ -88,8 +88,9 @@ def test_a_real_startup_of_0_19_is_explained(startup: tuple[Any, ...]) -> None:
 def test_a_rule_that_is_not_known_is_refused(
     runs: list[Any], version: tuple[int, ...], changed: dict[str, Any]
 ) -> None:
+    args = cache_args(version=VllmVersion(*version), **changed)
     with pytest.raises(Refusal):
-        make_planner([numbered(*runs)], cache_args(version=VllmVersion(*version), **changed))
+        make_planner([numbered(*runs)], args).plan([8 * GIB], "asked")
 
 
 def test_latent_attention_of_any_release_is_planned_with_a_given_block_size() -> None:

@@ -11,7 +11,7 @@ from vllm_capacity.compare.capacity import (
     tokens_per_block,
 )
 from vllm_capacity.compare.headroom import Headroom, Limits, headroom
-from vllm_capacity.compare.occupancy import Occupancy, predicted_occupancy
+from vllm_capacity.compare.occupancy import Occupancy, predicted_occupancy, unknown_occupancy
 from vllm_capacity.compare.prediction_error import PredictionError, prediction_errors
 from vllm_capacity.observe.engine_snapshot import EngineSnapshot
 from vllm_capacity.observe.recent_history import RecentHistory, RecentReading
@@ -37,6 +37,7 @@ class EngineAssessment:
         limits: what bounds the engine besides its cache.
         errors: by quantity.
         restarts: of the engine, seen by this assessor.
+        occupancy_reason: why ``occupancy`` is unknown; None where it is known.
     """
 
     snapshot: EngineSnapshot
@@ -53,6 +54,7 @@ class EngineAssessment:
     limits: Limits
     errors: Mapping[str, PredictionError]
     restarts: int = 0
+    occupancy_reason: str | None = None
 
     @property
     def predicted_used_blocks(self) -> float | None:
@@ -102,6 +104,7 @@ class EngineAssessor:
                 predicted_used_blocks=None if occupancy is None else occupancy.blocks,
             ),
             restarts=self._restarts,
+            occupancy_reason=unknown_occupancy(ledger, snapshot, prediction),
         )
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from vllm_capacity.compare.capacity import planned, tokens_per_block
+from vllm_capacity.compare.capacity import tokens_per_block
 from vllm_capacity.compare.occupancy import blocks_for_request
 from vllm_capacity.observe.engine_snapshot import EngineSnapshot
 from vllm_capacity.observe.request_footprint import RequestFootprint
@@ -56,11 +56,10 @@ def headroom(
 ) -> Headroom:
     """Headroom of one engine now."""
     sizes = _request_sizes(footprint, limits)
-    plan = planned(prediction)
     blocks = {
         basis: need
         for basis, tokens in sizes.items()
-        if (need := blocks_for_request(tokens, snapshot, plan))
+        if (need := blocks_for_request(tokens, snapshot, prediction))
     }
     queued = _queued_blocks(snapshot, blocks.get("observed_mean"))
     committed = _committed_blocks(snapshot, queued, blocks.get("observed_mean"))

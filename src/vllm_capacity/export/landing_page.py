@@ -113,6 +113,8 @@ def facts_of(a: EngineAssessment) -> Iterator[tuple[str, str]]:
         "Blocks used / predicted / total",
         " / ".join(_count(n) for n in (s.used_blocks, a.predicted_used_blocks, s.total_blocks)),
     )
+    if a.occupancy_reason is not None:
+        yield "No blocks predicted", a.occupancy_reason
     yield (
         "Tokens used / capacity",
         f"{_count(a.used_tokens)} / {_count(a.reported.tokens or a.derived.tokens)}",

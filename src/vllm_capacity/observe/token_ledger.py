@@ -36,12 +36,14 @@ class RequestsInFlight(NamedTuple):
         requests: past their first token, not finished.
         resident_requests: those of them that hold blocks; the others were preempted.
         prompt_tokens, generated_tokens: of one.
+        is_exact: whether it is one request of known length, not a mean one.
     """
 
     requests: float
     resident_requests: float
     prompt_tokens: float
     generated_tokens: float
+    is_exact: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -313,6 +315,7 @@ def _in_flight(book: CohortBook, running: float) -> tuple[RequestsInFlight, ...]
                 min(requests, max(0.0, left)),
                 cohort.prompt_tokens / requests,
                 cohort.generated_tokens / requests,
+                is_exact=cohort.prompt_is_exact and requests < 1 + NOBODY,
             )
         )
         left -= requests

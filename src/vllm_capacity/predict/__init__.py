@@ -2,6 +2,7 @@
 
 from vllm_capacity.predict.engine_args import EngineArgs
 from vllm_capacity.predict.gpu import Gpu, gpu_given, gpu_named
+from vllm_capacity.predict.kv_cache.held import KVCacheLayout
 from vllm_capacity.predict.kv_cache.plan import KVCacheGroup, KVCachePlan
 from vllm_capacity.predict.memory.budget import MemoryBudget
 from vllm_capacity.predict.model_config import ModelConfig
@@ -14,6 +15,7 @@ __all__ = [
     "EngineArgs",
     "Gpu",
     "KVCacheGroup",
+    "KVCacheLayout",
     "KVCachePlan",
     "MemoryBudget",
     "ModelConfig",

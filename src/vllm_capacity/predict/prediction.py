@@ -10,6 +10,7 @@ from vllm_capacity.predict.expert_balance import redundant_experts
 from vllm_capacity.predict.fields import Fields
 from vllm_capacity.predict.gpu import Gpu
 from vllm_capacity.predict.kv_cache.deployed import Surroundings, deployed_planner
+from vllm_capacity.predict.kv_cache.held import KVCacheLayout
 from vllm_capacity.predict.kv_cache.plan import KVCachePlan, Planner
 from vllm_capacity.predict.memory.activation import (
     SORTING_RELEASE,
@@ -51,7 +52,7 @@ from vllm_capacity.predict.quantization.module_names import Renaming
 from vllm_capacity.predict.quantization.scheme import Quantization, Unquantized
 from vllm_capacity.predict.refusal import Refusal
 from vllm_capacity.predict.resolved import ResolvedArgs, resolve
-from vllm_capacity.predict.speculative import read_speculative
+from vllm_capacity.predict.speculative import read_speculative, slots_ahead
 from vllm_capacity.predict.vllm_version import NEWEST_KNOWN, OLDEST_KNOWN, VllmVersion
 from vllm_capacity.units import GIB, Bytes, format_gib
 
@@ -93,6 +94,8 @@ class Prediction:
         budget: of the tightest rank; None without a GPU.
         plans: one per asked number, or one for what the deployment itself says or leaves.
         bytes_per_token: KV bytes per token of a long request, per rank.
+        layout: what running requests hold; known where no plan can be made, too, even if for that
+            the deployment as a whole is not ``supported``.
     """
 
     supported: bool
@@ -102,6 +105,7 @@ class Prediction:
     budget: MemoryBudget | None = None
     plans: tuple[KVCachePlan, ...] = ()
     bytes_per_token: tuple[Bytes, ...] | None = None
+    layout: KVCacheLayout | None = None
 
 
 def predict(
@@ -170,6 +174,7 @@ class _Prediction:
         weights = self._weights()
         budgets = self._budgets(weights)
         planner = self._known_planner()
+        layout = None if planner is None else self._layout(planner)
         plans: tuple[KVCachePlan, ...] = ()
         if planner is not None and self._knows_block_size():
             self.resolved = replace(
@@ -177,9 +182,13 @@ class _Prediction:
                 block_size=planner.block_size,
                 kv_cache_dtype=planner.kv_cache_dtype or self.resolved.kv_cache_dtype,
             )
-            plans = self._plans(planner, asked, budgets)
+            try:
+                plans = self._plans(planner, asked, budgets)
+            except Refusal as refused:
+                return Prediction(supported=False, reason=str(refused), layout=layout)
         return Prediction(
             supported=True,
+            layout=layout,
             resolved=self.resolved,
             weights_bytes=weights,
             budget=_tightest(budgets, planner),
@@ -300,6 +309,24 @@ class _Prediction:
                 env=self.deployment.env,
                 version=self.version,
             ),
+        )
+
+    def _layout(self, planner: Planner) -> KVCacheLayout:
+        overlaps = self.resolved.max_concurrent_batches > 1
+        return KVCacheLayout(
+            specs=tuple(group.spec for group in planner.groups),
+            # Source: vLLM 0.32 platforms/cpu.py: on a CPU, one step after another.
+            slots_ahead_tokens=slots_ahead(
+                self.speculative, overlaps=overlaps and not self._is_on_cpu()
+            ),
+            max_num_batched_tokens=self.resolved.max_num_batched_tokens,
+        )
+
+    def _is_on_cpu(self) -> bool:
+        """A vLLM on a CPU declares its cache in bytes."""
+        return (
+            self.deployment.gpu is None
+            and self.deployment.engine_args.kv_cache_memory_bytes is not None
         )
 
     def _plans(

@@ -47,6 +47,17 @@ class Speculative:
         return self.method in _READING_AHEAD
 
     @property
+    def num_lookahead_tokens(self) -> int:
+        """Slots that what drafts takes beyond the tokens of a step.
+
+        Source: vLLM 0.32 ``config/vllm.py``, ``VllmConfig.num_lookahead_tokens``.
+        """
+        if self.method == "dflash":
+            return self.num_speculative_tokens + 1
+        takes_slots = self.reads_ahead or self.is_whole_model or self.method == "dspark"
+        return self.num_speculative_tokens if takes_slots else 0
+
+    @property
     def overlaps(self) -> bool:
         """Whether asynchronous scheduling stays on by default."""
         return self.method == "mtp" or self.method in _OVERLAPPING
@@ -80,3 +91,21 @@ def read_speculative(config: Mapping[str, Any] | None) -> Speculative | None:
         num_speculative_tokens=tokens,
         draft_config=None if draft is None else draft.values,
     )
+
+
+def slots_ahead(speculative: Speculative | None, *, overlaps: bool) -> float:
+    """Slots of a running request beyond its prompt and the tokens delivered, on average.
+
+    A step gets slots for one token, its drafts and what drafts next. Where steps overlap, the next
+    step has its slots too when a token is delivered, in the hope that every draft is accepted;
+    half of them are taken to be.
+
+    Source: vLLM 0.32 ``v1/core/kv_cache_manager.py``, ``allocate_slots``;
+    ``v1/core/sched/async_scheduler.py``.
+    """
+    ahead = 0.0 if overlaps else -1.0
+    if speculative is None:
+        return ahead
+    steps = 2 if overlaps else 1
+    drafted = (steps - 0.5) * speculative.num_speculative_tokens
+    return ahead + drafted + speculative.num_lookahead_tokens

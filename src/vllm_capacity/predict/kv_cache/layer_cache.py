@@ -43,10 +43,12 @@ class CrossAttentionCache:
     Attributes:
         num_kv_heads: heads on one rank.
         head_size: elements of a key and of a value.
+        input_tokens: states that the encoder makes of one input; None where not known.
     """
 
     num_kv_heads: int
     head_size: int
+    input_tokens: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -153,8 +153,6 @@ def _window(
 def _cross(
     layer: Placement, kept: CrossAttentionCache, sizes: BlockSizes, args: CacheArgs
 ) -> KVCacheSpec:
-    if args.max_num_batched_tokens is None:
-        raise Refusal("cross attention needs max_num_batched_tokens, or the GPU")
     _check_not_shared(args)
     packed = attention_format(layer.kv_cache_dtype, args.dtype, kept.head_size, kept.head_size)
     return CrossAttentionSpec(
@@ -162,7 +160,8 @@ def _cross(
         num_kv_heads=kept.num_kv_heads,
         head_size=kept.head_size,
         # Source: vLLM 0.32 config/scheduler.py, max_num_encoder_input_tokens.
-        encoder_tokens=args.max_num_batched_tokens,
+        encoder_tokens=args.max_num_batched_tokens or Tokens(0),
+        input_tokens=None if kept.input_tokens is None else Tokens(kept.input_tokens),
         **_packed(packed, layer),
     )
 

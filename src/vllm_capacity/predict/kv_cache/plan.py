@@ -12,6 +12,7 @@ from vllm_capacity.predict.kv_cache.spec import (
     KVCacheSpec,
     Request,
 )
+from vllm_capacity.predict.refusal import Refusal
 from vllm_capacity.predict.vllm_version import VllmVersion
 from vllm_capacity.units import GIB, Blocks, Bytes, Tokens
 
@@ -107,6 +108,7 @@ class Planner:
         block_size: tokens of a block as vLLM settles it before it groups layers.
         kv_cache_dtype: as the cache configuration shows it once layers are built.
         context_parallel_size: ranks over which a request's tokens are distributed.
+        refusal: why there are groups and yet no plan can be made; None if one can.
     """
 
     groups: tuple[KVCacheGroup, ...]
@@ -118,6 +120,7 @@ class Planner:
     block_size: Tokens | None = None
     kv_cache_dtype: str | None = None
     context_parallel_size: int = 1
+    refusal: str | None = None
 
     def bytes_per_block(self) -> tuple[Bytes, ...]:
         """Bytes of one block on every rank: its largest group.
@@ -141,7 +144,13 @@ class Planner:
         )
 
     def plan(self, available: Sequence[int], origin: str) -> KVCachePlan:
-        """The cache for ``available`` bytes on every rank."""
+        """The cache for ``available`` bytes on every rank.
+
+        Raises:
+            Refusal: it is not known how much a request may hold.
+        """
+        if self.refusal is not None:
+            raise Refusal(self.refusal)
         per_block = self.bytes_per_block()
         if self.num_blocks_override is not None:
             available = [self.num_blocks_override * size for size in per_block]

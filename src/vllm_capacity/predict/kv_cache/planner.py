@@ -10,14 +10,14 @@ from vllm_capacity.predict.kv_cache.layer_cache import CompressedIndexerCache, L
 from vllm_capacity.predict.kv_cache.layer_specs import layer_spec
 from vllm_capacity.predict.kv_cache.placed_layer import PlacedLayer, place
 from vllm_capacity.predict.kv_cache.plan import KVCacheGroup, Planner
-from vllm_capacity.predict.kv_cache.releases import check_groups, check_layers
+from vllm_capacity.predict.kv_cache.releases import check_groups, check_layers, planning_refusal
 from vllm_capacity.predict.kv_cache.spec import KVCacheSpec, UniformTypeSpecs
 from vllm_capacity.predict.refusal import Refusal
 from vllm_capacity.units import Bytes, Tokens
 
 Stage = Sequence[tuple[str, LayerCache]]
 #: Turing, Ampere, Ada, Hopper, Blackwell for data centres and for desks.
-_CAPABILITIES = ((7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0))
+CAPABILITIES = ((7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0))
 
 
 def make_planner(stages: Sequence[Stage], args: CacheArgs) -> Planner:
@@ -44,7 +44,8 @@ def make_planner(stages: Sequence[Stage], args: CacheArgs) -> Planner:
         keeps_local_attention=not args.disable_hybrid_kv_cache_manager,
         block_outermost=any(isinstance(kept, CompressedIndexerCache) for kept in caches),
     )
-    check_groups([[unified[name] for name in group] for group in names], args)
+    grouped = [[unified[name] for name in group] for group in names]
+    check_groups(grouped, args)
     return Planner(
         groups=_groups(unified, names, stages, args.tensor_parallel_size),
         max_model_len=args.max_model_len,
@@ -55,6 +56,7 @@ def make_planner(stages: Sequence[Stage], args: CacheArgs) -> Planner:
         block_size=sizes.block_size,
         kv_cache_dtype=_kv_cache_dtype(placed, args),
         context_parallel_size=args.decode_context_parallel_size,
+        refusal=planning_refusal(grouped, args),
     )
 
 
@@ -66,7 +68,7 @@ def make_planner_for_any_gpu(stages: Sequence[Stage], args: CacheArgs) -> Planne
     """
     planners: list[Planner] = []
     refusals: list[Refusal] = []
-    for capability in _CAPABILITIES:
+    for capability in CAPABILITIES:
         kernels = replace(args.kernels, capability=capability)
         try:
             planners.append(make_planner(stages, replace(args, kernels=kernels)))

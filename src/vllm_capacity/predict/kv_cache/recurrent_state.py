@@ -21,6 +21,7 @@ def mamba_spec(
         states=tuple((_shape(state, args), _width(state, kept, args)) for state in kept.states),
         mamba_type=kept.kind,
         blocks_per_request=_blocks_per_request(kept, args),
+        num_speculative_blocks=args.num_speculative_tokens,
     )
 
 

@@ -11,6 +11,7 @@ from vllm_capacity.predict.kv_cache.args import CacheArgs
 from vllm_capacity.predict.kv_cache.layer_cache import AttentionCache, LatentCache, LayerCache
 from vllm_capacity.predict.kv_cache.spec import (
     ChunkedLocalAttentionSpec,
+    CrossAttentionSpec,
     KVCacheSpec,
     SlidingWindowSpec,
 )
@@ -26,6 +27,7 @@ _WINDOWS = VllmVersion(0, 9)
 _GROUPS = VllmVersion(0, 11)
 #: The oldest release whose block size for latent attention was seen to be 0.32's.
 _LATENT_BLOCKS = VllmVersion(0, 19)
+_LOCAL = (SlidingWindowSpec, ChunkedLocalAttentionSpec)
 _PLAIN_FORMATS = frozenset({"auto", "bfloat16", "float16", "fp8", "fp8_e4m3", "fp8_e5m2"})
 
 
@@ -61,16 +63,9 @@ def check_groups(groups: Sequence[Sequence[KVCacheSpec]], args: CacheArgs) -> No
         Refusal: the release's rule is not known.
     """
     version = args.version
-    specs = {spec for group in groups for spec in group}
-    local = [
-        spec for spec in specs if isinstance(spec, SlidingWindowSpec | ChunkedLocalAttentionSpec)
-    ]
-    if local and args.max_in_flight_tokens is None:
-        raise Refusal("local attention needs max_num_batched_tokens, or the GPU")
+    local = _has(groups, _LOCAL)
     if version >= _NEWEST:
         return
-    if local and version >= _BATCHES_UNKNOWN_FROM:
-        raise Refusal("how much releases 0.26 to 0.31 keep of a window is not known")
     if local and version < _WINDOWS:
         raise Refusal("releases before 0.9 count sliding windows as full attention")
     if len(groups) > 1 and version < _GROUPS:
@@ -78,6 +73,23 @@ def check_groups(groups: Sequence[Sequence[KVCacheSpec]], args: CacheArgs) -> No
     if any(len(set(group)) > 1 for group in groups):
         raise Refusal(f"how vLLM {version} groups layers of unequal size is not described")
     _check_sizes(groups, version)
+
+
+def planning_refusal(groups: Sequence[Sequence[KVCacheSpec]], args: CacheArgs) -> str | None:
+    """Why it is not known how much these groups must hold at most; None where it is."""
+    local = _has(groups, _LOCAL)
+    if args.max_in_flight_tokens is None and (local or _has(groups, CrossAttentionSpec)):
+        kind = "local" if local else "cross"
+        return f"{kind} attention needs max_num_batched_tokens, or the GPU"
+    if local and _BATCHES_UNKNOWN_FROM <= args.version < _NEWEST:
+        return "how much releases 0.26 to 0.31 keep of a window is not known"
+    return None
+
+
+def _has(
+    groups: Sequence[Sequence[KVCacheSpec]], kinds: type[KVCacheSpec] | tuple[type, ...]
+) -> bool:
+    return any(isinstance(spec, kinds) for group in groups for spec in set(group))
 
 
 def _check_sizes(groups: Sequence[Sequence[KVCacheSpec]], version: VllmVersion) -> None:

@@ -227,10 +227,12 @@ class CrossAttentionSpec(AttentionSpec):
 
     Attributes:
         encoder_tokens: ``max_num_encoder_input_tokens``.
+        input_tokens: that one input has, and a running request holds; None where unknown.
     """
 
     kind: ClassVar[str] = "cross_attention"
     encoder_tokens: Tokens
+    input_tokens: Tokens | None = None
 
     def blocks_for(self, request: Request) -> Blocks:
         """The longest encoder input."""
@@ -250,13 +252,15 @@ class MambaSpec(KVCacheSpec):
     Attributes:
         states: shape and bytes of an element of every tensor, to tell layers apart.
         mamba_type: vLLM's name of the kind.
-        blocks_per_request: states that a request holds at once.
+        blocks_per_request: states that a request may hold at once.
+        num_speculative_blocks: states for drafted tokens, held all the time.
     """
 
     kind: ClassVar[str] = "mamba"
     states: tuple[tuple[tuple[int, ...], int], ...]
     mamba_type: str
     blocks_per_request: Blocks
+    num_speculative_blocks: int = 0
 
     @property
     def unpadded_page_size_bytes(self) -> Bytes:

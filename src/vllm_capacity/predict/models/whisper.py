@@ -52,9 +52,10 @@ def build_whisper(config: Fields, *, path: str = "model", head_path: str = "") -
     layers = fields.required_integer("decoder_layers", maximum=MAX_LAYERS)
     vocabulary = fields.required_integer("vocab_size", maximum=MAX_WIDTH)
     targets = fields.required_integer("max_target_positions", maximum=MAX_WIDTH)
+    positions = fields.required_integer("max_source_positions", maximum=MAX_WIDTH)
     layer: tuple[Part, ...] = (
         _self_attention(width, heads, cached=True),
-        CrossAttention(hidden_size=width, num_heads=heads),
+        CrossAttention(hidden_size=width, num_heads=heads, input_tokens=positions),
         mlp(width, fields.required_integer("decoder_ffn_dim", maximum=MAX_WIDTH)),
         Vectors(name="layer_norms", elements=6 * width),
     )

@@ -20,6 +20,7 @@ class CrossAttention(Part):
     num_heads: int
     name: str = "encoder_attn"
     out_name: str = "out_proj"
+    input_tokens: int | None = None
 
     def modules(self, rank: Rank, path: str) -> Iterator[Module]:
         """The projections, and the attention layer's own buffers."""
@@ -55,6 +56,7 @@ class CrossAttention(Part):
         cache = CrossAttentionCache(
             num_kv_heads=max(1, self.num_heads // rank.tp_size),
             head_size=self.hidden_size // self.num_heads,
+            input_tokens=self.input_tokens,
         )
         yield NamedCache(f"{path}.{self.name}.attn", cache)
 
