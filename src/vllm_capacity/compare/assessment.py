@@ -13,6 +13,7 @@ from vllm_capacity.compare.capacity import (
 from vllm_capacity.compare.headroom import Headroom, Limits, headroom
 from vllm_capacity.compare.occupancy import Occupancy, predicted_occupancy, unknown_occupancy
 from vllm_capacity.compare.prediction_error import PredictionError, prediction_errors
+from vllm_capacity.compare.workload import SharingSavings, footprint_blocks, sharing_savings
 from vllm_capacity.observe.engine_snapshot import EngineSnapshot
 from vllm_capacity.observe.recent_history import RecentHistory, RecentReading
 from vllm_capacity.observe.request_footprint import FootprintWindow, RequestFootprint
@@ -32,8 +33,10 @@ class EngineAssessment:
         occupancy: blocks that ought to be in use.
         used_tokens, free_tokens: the pool's blocks in tokens.
         footprint: how large requests are.
+        footprint_blocks: blocks that one of that size holds, by basis ("mean", "p95").
+        sharing: what shared prefixes save.
         headroom: what still fits.
-        recent: peaks and shares of the last minutes.
+        recent: peaks, rates and shares of the last minutes.
         limits: what bounds the engine besides its cache.
         errors: by quantity.
         restarts: of the engine, seen by this assessor.
@@ -49,6 +52,8 @@ class EngineAssessment:
     used_tokens: float | None
     free_tokens: float | None
     footprint: RequestFootprint | None
+    footprint_blocks: Mapping[str, float]
+    sharing: SharingSavings | None
     headroom: Headroom
     recent: RecentReading
     limits: Limits
@@ -78,7 +83,7 @@ class EngineAssessor:
         ledger = self._ledger.record(snapshot)
         self._restarts += ledger.restarted
         footprint = self._footprints.record(snapshot, restarted=ledger.restarted)
-        recent = self._history.record(snapshot, restarted=ledger.restarted)
+        recent = self._history.record(snapshot, ledger)
         reported = reported_capacity(snapshot)
         derived = derived_capacity(snapshot, prediction, limits.max_model_len)
         predicted = predicted_capacity(prediction)
@@ -94,6 +99,8 @@ class EngineAssessor:
             used_tokens=_times(snapshot.used_blocks, per_block),
             free_tokens=_times(snapshot.free_blocks, per_block),
             footprint=footprint,
+            footprint_blocks=footprint_blocks(footprint, snapshot, prediction),
+            sharing=sharing_savings(ledger, snapshot, prediction),
             headroom=headroom(snapshot, footprint, limits, prediction),
             recent=recent,
             limits=limits,

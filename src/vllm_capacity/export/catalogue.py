@@ -10,6 +10,7 @@ from vllm_capacity.export.engine_metrics import (
     LEDGER,
     OCCUPANCY,
     PREDICTION,
+    WORKLOAD,
 )
 from vllm_capacity.export.metric import Metric
 from vllm_capacity.export.target_metrics import BUDGET, EXPORTER, GPU, SOURCES
@@ -18,6 +19,7 @@ CATALOGUE: tuple[Metric, ...] = (
     *CAPACITY,
     *OCCUPANCY,
     *HEADROOM,
+    *WORKLOAD,
     *LEDGER,
     *PREDICTION,
     *BUDGET,

@@ -1,6 +1,6 @@
 """The page at ``/``: the current numbers in words and a table, as one HTML document."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from html import escape
 
 from vllm_capacity import __version__
@@ -132,6 +132,16 @@ def facts_of(a: EngineAssessment) -> Iterator[tuple[str, str]]:
             "Request footprint, mean / p95",
             (f"{_count(a.footprint.mean_tokens)} / {_count(a.footprint.p95_tokens)} tokens"),
         )
+    yield (
+        "Requests a second, arrived / completed",
+        " / ".join(
+            _rate(rates)
+            for rates in (
+                a.recent.arrived_requests_per_second,
+                a.recent.completed_requests_per_second,
+            )
+        ),
+    )
     yield "Ledger", f"{a.ledger.state}: {a.ledger.reason}"
 
 
@@ -148,6 +158,10 @@ def _capacity(a: EngineAssessment) -> str:
 
 def _count(number: float | None) -> str:
     return _UNKNOWN if number is None else f"{number:,.0f}"
+
+
+def _rate(by_window: Mapping[str, float]) -> str:
+    return f"{by_window['1m']:.2f}" if "1m" in by_window else _UNKNOWN
 
 
 def _percent(ratio: float | None) -> str:

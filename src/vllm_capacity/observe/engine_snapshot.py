@@ -85,6 +85,10 @@ class EngineSnapshot:
         max_concurrency: requests of full length that fit, by vLLM's own account (0.25 and newer).
         prompt_tokens, generation_tokens, preemptions, cached_prompt_tokens, …: counters.
         request_prompt_tokens, request_generation_tokens: histograms over finished requests.
+        prefix_cache_hits_tokens, external_cache_hits_tokens: of the tokens looked up in the prefix
+            cache on admission, those found in the pool, and those that a KV connector found.
+        prompt_tokens_by_source: prompt tokens by where their keys and values came from
+            (local_compute, local_cache_hit, external_kv_transfer); empty in old versions.
         first_tokens: requests that have received their first token, ever.
         first_token_seconds: the seconds that they waited for it, added up.
         request_seconds: end-to-end latency of finished requests, without buckets.
@@ -119,6 +123,9 @@ class EngineSnapshot:
     request_generation_tokens: Histogram | None
     request_prefill_computed_tokens: Histogram | None
     first_tokens: float | None
+    prefix_cache_hits_tokens: float | None = None
+    external_cache_hits_tokens: float | None = None
+    prompt_tokens_by_source: Mapping[str, float] = field(default_factory=dict)
     first_token_seconds: float | None = None
     request_seconds: Histogram | None = None
     request_params_n: Histogram | None = None
@@ -154,6 +161,7 @@ class _Readings:
     model_name: str | None = None
     values: dict[str, float] = field(default_factory=dict)
     by_reason: dict[str, float] = field(default_factory=dict)
+    by_source: dict[str, float] = field(default_factory=dict)
     buckets: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     cache_config: Mapping[str, str] = field(default_factory=dict)
 
@@ -231,6 +239,8 @@ def _add(readings: _Readings, reading: str, labels: Mapping[str, str], value: fl
         readings.cache_config = labels
     elif reading == "waiting_by_reason":
         readings.by_reason[labels.get("reason", "unknown")] = value
+    elif reading == "prompt_tokens_by_source":
+        _put(readings.by_source, labels.get("source", "unknown"), value)
     elif reading.endswith("_bucket"):
         bound = _bound(labels.get("le", ""))
         if bound is not None:
@@ -291,6 +301,9 @@ def _snapshot(  # noqa: PLR0917
         preemptions=values.get("preemptions"),
         prefix_cache_queries_tokens=values.get("prefix_cache_queries_tokens"),
         cached_prompt_tokens=values.get("cached_prompt_tokens"),
+        prefix_cache_hits_tokens=values.get("prefix_cache_hits_tokens"),
+        external_cache_hits_tokens=values.get("external_cache_hits_tokens"),
+        prompt_tokens_by_source=readings.by_source,
         request_prompt_tokens=readings.histogram("request_prompt_tokens"),
         request_generation_tokens=readings.histogram("request_generation_tokens"),
         request_prefill_computed_tokens=readings.histogram("request_prefill_computed_tokens"),

@@ -24,7 +24,10 @@ _COUNTERS = {
     "generation_tokens": ("generation_tokens",),
     "preemptions": ("num_preemptions",),
     "prefix_cache_queries_tokens": ("prefix_cache_queries", "gpu_prefix_cache_queries"),
+    "prefix_cache_hits_tokens": ("prefix_cache_hits", "gpu_prefix_cache_hits"),
+    "external_cache_hits_tokens": ("external_prefix_cache_hits",),
     "cached_prompt_tokens": ("prompt_tokens_cached",),
+    "prompt_tokens_by_source": ("prompt_tokens_by_source",),
 }
 _HISTOGRAMS = {
     "request_prompt_tokens": ("request_prompt_tokens",),

@@ -57,6 +57,8 @@ class LedgerReading:
             shared prefix counted once; None likewise.
         resident_tokens_low, resident_tokens_high: bounds that hold the true number, rounding to
             blocks included, at some 95 of 100 scrapes.
+        prefilling_tokens: those of ``resident_tokens`` that are not of the cohorts: of running
+            requests that have no first token yet.
         running_requests: requests in the batch, the holders of the blocks.
         preempted_requests: requests that wait to get their blocks back, if known.
         cohorts: the requests past their first token by age, oldest first.
@@ -70,6 +72,7 @@ class LedgerReading:
     resident_tokens: float | None
     resident_tokens_low: float | None = None
     resident_tokens_high: float | None = None
+    prefilling_tokens: float = 0.0
     running_requests: int | None
     preempted_requests: int | None
     cohorts: tuple[RequestsInFlight, ...] = ()
@@ -178,6 +181,7 @@ class TokenLedger:
         beyond = max(0.0, book.requests - running)
         samples = _samples(snapshot.request_params_n)
         resident, variance = _resident(holding, samples, is_cut=beyond > NOBODY)
+        more = 0.0
         without = running - sum(cohort.requests * part for cohort, part in holding)
         if without > 0.5:
             more = self._not_in_the_book(now, without)
@@ -195,6 +199,7 @@ class TokenLedger:
             resident_tokens=resident,
             resident_tokens_low=max(0.0, resident - width) if running else 0.0,
             resident_tokens_high=min(most, resident + width) if running else 0.0,
+            prefilling_tokens=more,
             running_requests=running,
             preempted_requests=round(beyond) if now.waiting else 0,
             cohorts=_in_flight(book, running),
