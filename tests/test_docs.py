@@ -13,6 +13,7 @@ import pytest
 from vllm_capacity.cli import COMMANDS
 from vllm_capacity.commands.check import GAPS
 from vllm_capacity.commands.predict_answers import WORKLOAD_FLAGS
+from vllm_capacity.commands.record import OPTIONS as RECORD_OPTIONS
 from vllm_capacity.export.catalogue import CATALOGUE
 from vllm_capacity.export.metric import PREFIX
 from vllm_capacity.observe.metric_names import EXPECTED_METRICS
@@ -71,6 +72,7 @@ def test_every_flag_that_a_page_gives_our_command_exists(page: Path) -> None:
     known |= {"--config.file", "--jsonl", "--help", "--version", "--env", "--flashinfer"}
     known |= {"--json", "--calibrate-from", "--save-profile", "--users"}
     known |= {f"--{name.replace('_', '-')}" for name, _ in WORKLOAD_FLAGS}
+    known |= {"--redact", *(f"--{option.name}" for option in RECORD_OPTIONS)}
     known |= {"--load", "--port", "--num-gpu-blocks-override", "--data-parallel-size"}
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
     for line in re.findall(r"^\s*(?:\$ )?vllm-capacity .*$", text, re.MULTILINE):
@@ -82,6 +84,11 @@ def test_every_command_is_in_the_readme() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for command in COMMANDS:
         assert f"vllm-capacity {command}" in readme
+
+
+def test_every_flag_of_record_is_in_its_page() -> None:
+    page = (ROOT / "docs" / "recordings.md").read_text(encoding="utf-8")
+    assert all(f"`--{option.name}`" in page for option in RECORD_OPTIONS)
 
 
 def test_every_metric_that_check_may_miss_has_its_cost() -> None:

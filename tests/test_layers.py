@@ -34,7 +34,7 @@ MAY_IMPORT = {
     },
     "commands": {
         *("", "predict", "observe", "compare", "sources", "export", "simulate"),
-        *("settings", "logs", "monitor", "deployment", "daemon", "calibrate"),
+        *("settings", "setting_values", "logs", "monitor", "deployment", "daemon", "calibrate"),
     },
     "cli": {"", "commands"},
 }

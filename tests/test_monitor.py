@@ -75,6 +75,7 @@ class Watched:
     def collect(self, after_seconds: float = 5.0) -> None:
         self.clock.now += after_seconds
         asyncio.run(self.monitor.collect_engine())
+        asyncio.run(self.monitor.collect_identity())
         asyncio.run(self.monitor.collect_log())
 
 
@@ -188,10 +189,47 @@ def test_a_restart_is_counted_and_the_identity_asked_for_anew() -> None:
     assert watched.engine.asked == 2
 
 
+def test_a_target_that_comes_back_is_asked_anew_what_it_serves() -> None:
+    watched = Watched()
+    watched.collect()
+    watched.engine.page = SourceError("connect", "cannot connect: refused")
+    watched.collect()
+    assert watched.engine.asked == 1
+    watched.engine.page = PAGE
+    watched.collect()
+    assert watched.engine.asked == 2
+
+
+def test_a_server_slow_to_say_what_it_serves_delays_no_page() -> None:
+    watched = Watched()
+    answering = asyncio.Event()
+
+    async def slow() -> tuple[ServedModel, ...]:
+        await answering.wait()
+        return (ServedModel(id="m", root=None, max_model_len=2048),)
+
+    watched.engine.models = slow  # type: ignore[method-assign]
+
+    async def both_jobs() -> tuple[list[int], int | None]:
+        identity = asyncio.create_task(watched.monitor.collect_identity())
+        published = []
+        for _ in range(3):
+            watched.clock.now += 5.0
+            await watched.monitor.collect_engine()
+            published.append(len(watched.monitor.current().engines))
+        answering.set()
+        await identity
+        await watched.monitor.collect_engine()
+        return published, watched.monitor.current().engines[0].limits.max_model_len
+
+    assert asyncio.run(both_jobs()) == ([1, 1, 1], 2048)
+
+
 def test_the_config_is_read_where_the_server_says_that_the_model_is(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
     watched = Watched()
     watched.engine.served = (ServedModel(id="m", root=str(tmp_path), max_model_len=2048),)
+    watched.collect()
     watched.collect()
     current = watched.monitor.current()
     assert current.health["config"].up is True

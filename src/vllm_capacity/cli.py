@@ -13,6 +13,7 @@ COMMANDS = {
     "check": "look at one vLLM server once: what it shows, what is missing, what each gap costs",
     "predict": "say what a deployment's memory and KV cache ought to be, without running it",
     "parse-log": "read a vLLM start-up log: what it was asked, measured and refused",
+    "record": "keep a server's metrics pages in a file, to replay or to send with a bug report",
     "replay": "feed a recording of metrics pages through the pipeline of the daemon",
     "simulate": "serve a simulated vLLM engine, to try things against",
 }

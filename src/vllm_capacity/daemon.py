@@ -116,6 +116,7 @@ class Daemon:
             _every(scheduler, interval, self._gpus.collect)
         for monitor in self._monitors:
             _every(scheduler, interval, monitor.collect_engine)
+            _every(scheduler, interval, monitor.collect_identity)
             _every(scheduler, _CONFIG_SECONDS, monitor.collect_config)
             _every(scheduler, interval, monitor.collect_log)
         return scheduler

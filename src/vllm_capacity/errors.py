@@ -6,6 +6,7 @@
     - EngineArgsError        vLLM's arguments
     - SettingsError          our own flags, environment and file
     - RecordingError         a recording for ``replay``
+      . TornRecordingError   one whose last line or archive was cut off
   * SourceError              an outside thing did not answer as it should; carries a ``reason``
   * ExpositionError          a metrics page that cannot be read
 """
@@ -64,7 +65,11 @@ class SettingsError(InputError):
 
 
 class RecordingError(InputError):
-    """A recording that ``replay`` cannot read."""
+    """A recording that ``replay`` cannot read, or ``record`` cannot write."""
+
+
+class TornRecordingError(RecordingError):
+    """A recording that was cut off, as by a crash; every whole line stands before the cut."""
 
 
 class ExpositionError(CapacityError):

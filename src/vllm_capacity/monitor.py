@@ -144,6 +144,18 @@ class Monitor:
             self._published = _withdrawn(self._published)
         self._publish()
 
+    async def collect_identity(self) -> None:
+        """Ask what is served: once a minute, and anew when the target comes back or restarts.
+
+        Apart from the pages, which no slow answer here may delay.
+        """
+        now = self._monotonic()
+        if self._identified_at is not None and now - self._identified_at < _IDENTITY_SECONDS:
+            return
+        self._identified_at = now
+        await self._identify()
+        self._publish()
+
     async def collect_config(self) -> None:
         """Read the model's config.json, if there is a place to read it from."""
         where = self._settings.model_config or self._model_root
@@ -168,12 +180,12 @@ class Monitor:
         page = await self._engine.metrics()
         taken_at = self._monotonic()
         snapshot = self._pipeline.read(page, taken_at_seconds=taken_at)
-        if self._identified_at is None or taken_at - self._identified_at >= _IDENTITY_SECONDS:
-            await self._identify(taken_at)
         self._facts = replace(
             self._facts, cache_config=snapshot.engines[0].cache_config, nvml_gpu=self._gpu()
         )
         engines = self._pipeline.assess(snapshot, self._facts)
+        if self._watches["vllm"].health.up is False:  # what it said before may hold no more
+            self._identified_at = None
         for restarted in (a for a in engines if a.ledger.restarted):
             self._identified_at = None
             log.info("engine restarted", target=self.name, engine=restarted.snapshot.engine)
@@ -185,9 +197,8 @@ class Monitor:
             response_bytes=Bytes(len(page)),
         )
 
-    async def _identify(self, now: float) -> None:
+    async def _identify(self) -> None:
         """Ask what is served; what does not answer stays unknown and harms nothing else."""
-        self._identified_at = now
         try:
             models = await self._engine.models()
             version = await self._engine.version()

@@ -99,6 +99,21 @@ def test_a_page_that_cannot_be_read_is_named_and_the_rest_is_replayed(
     assert "t = 1" in output.err
 
 
+def test_a_recording_that_was_cut_off_is_replayed_up_to_there_with_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "cut.jsonl.xz"
+    path.write_bytes((TRACES / "steady.jsonl.xz").read_bytes()[:-1000])
+    whole = replay(capsys, str(TRACES / "steady.jsonl.xz"))
+    assert main(["replay", str(path), "--jsonl"]) == 0
+    output = capsys.readouterr()
+    replayed = [json.loads(line) for line in output.out.splitlines()]
+    assert len(replayed) > 50
+    assert replayed == whole[: len(replayed)]
+    assert "the recording was cut off" in output.err
+    assert len(output.err.splitlines()) == 1
+
+
 def test_without_jsonl_a_person_can_read_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["replay", str(TRACES / "steady.jsonl.xz")]) == 0
     assert "used" in capsys.readouterr().out

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vllm_capacity.errors import RecordingError
+from vllm_capacity.errors import RecordingError, TornRecordingError
 from vllm_capacity.sources.recording import RecordedScrape, read_recording
 
 PAGE = 'vllm:num_requests_running{engine="0"} 3.0\n'
@@ -114,6 +114,39 @@ def test_a_damaged_archive_is_an_error(tmp_path: Path, compress: Compress) -> No
     data[len(data) // 2] ^= 0xFF
     with pytest.raises(RecordingError, match=r"line \d+"):
         list(read_recording(written(tmp_path, bytes(data))))
+
+
+@FORMS
+def test_a_last_line_that_was_cut_is_told_from_one_that_is_wrong(
+    tmp_path: Path, compress: Compress
+) -> None:
+    whole = line(1)
+    with pytest.raises(TornRecordingError, match="line 2: is not JSON"):
+        list(read_recording(written(tmp_path, compress(whole + whole[:20]))))
+    with pytest.raises(RecordingError) as caught:
+        list(read_recording(written(tmp_path, compress(whole + whole[:20] + b"\n"))))
+    assert not isinstance(caught.value, TornRecordingError)
+
+
+def test_a_stream_of_xz_whose_beginning_is_damaged_is_no_end(tmp_path: Path) -> None:
+    first, second = lzma.compress(line(1)), bytearray(lzma.compress(line(2)))
+    second[0] ^= 0xFF
+    with pytest.raises(RecordingError, match="line 2: the archive is cut or damaged"):
+        list(read_recording(written(tmp_path, first + bytes(second))))
+
+
+@pytest.mark.parametrize("padding", [0, 4, 200_000])
+def test_streams_of_xz_may_have_padding_between_them(tmp_path: Path, padding: int) -> None:
+    parts = [lzma.compress(line(t)) + bytes(padding) for t in range(3)]
+    path = written(tmp_path, b"".join(parts))
+    assert [scrape.t for scrape in read_recording(path)] == [0, 1, 2]
+
+
+def test_the_moment_at_which_it_began_is_read(tmp_path: Path) -> None:
+    header = {"started_timestamp_seconds": 1.5e9, "more": 1}
+    path = written(tmp_path, line(1, recording=header) + line(2) + line(3, recording="?"))
+    starts = [scrape.started_timestamp_seconds for scrape in read_recording(path)]
+    assert starts == [1.5e9, None, None]
 
 
 def test_a_line_without_end_is_refused_before_it_fills_memory(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from vllm_capacity.commands.engine_flags import add_deployment_flags, deployment
 from vllm_capacity.compare.assessment import EngineAssessment
 from vllm_capacity.compare.headroom import BASES
 from vllm_capacity.deployment import DeploymentFacts
-from vllm_capacity.errors import ExpositionError
+from vllm_capacity.errors import ExpositionError, TornRecordingError
 from vllm_capacity.monitor import Pipeline
 from vllm_capacity.sources.recording import RecordedScrape, read_recording
 
@@ -33,11 +33,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Replay; the exit status is 0 when the whole recording could be read."""
+    """Replay; the exit status is 0 when every whole line of the recording could be read."""
     facts, pipeline = deployment_facts(args), Pipeline()
     write = _write_json if args.jsonl else _write_row
-    for scrape in read_recording(args.trace):
-        write(scrape.t, _engines(pipeline, facts, scrape))
+    try:
+        for scrape in read_recording(args.trace):
+            write(scrape.t, _engines(pipeline, facts, scrape))
+    except TornRecordingError as error:
+        print(f"vllm-capacity: the recording was cut off: {error}", file=sys.stderr)
     return 0
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from vllm_capacity.observe.exposition import Sample
 from vllm_capacity.observe.metric_names import (
@@ -201,7 +202,10 @@ def snapshots_of_page(samples: Iterable[Sample], *, taken_at_seconds: float) -> 
         elif reading == "cache_config" and "engine" not in labels:
             shared_config = labels
         else:
-            _add(engines.setdefault(_engine_of(labels), _Readings()), reading, labels, value)
+            engine = _engine_of(labels)
+            if engine not in engines:
+                engines[engine] = _Readings()
+            _add(engines[engine], reading, labels, value)
     # Old versions have no engine label at all; where there is one, a series without is no engine.
     unlabelled = engines.pop("", None)
     if unlabelled is not None and not engines:
@@ -258,6 +262,7 @@ def _put(values: dict[str, float], reading: str, value: float) -> None:
         values[reading] = max(values.get(reading, 0.0), value)
 
 
+@lru_cache(maxsize=1024)  # one number for the same bound of every bucket of every engine
 def _bound(text: str) -> float | None:
     try:
         return float(text)

@@ -8,6 +8,8 @@ but for its number, the text before its last space is read once and remembered.
 import re
 import string
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from sys import intern
 from typing import NamedTuple
 
 from vllm_capacity.errors import ExpositionError
@@ -42,8 +44,7 @@ class ExpositionParser:
     """
 
     def __init__(self, names: Iterable[str]) -> None:
-        wanted = _trie_pattern(names)
-        self._lines = re.compile(rf"\n[ \t]*((?:{wanted})(?![\w:])[^\n]*)".encode()).findall
+        self._lines = _wanted_lines(tuple(names)).findall
         self._remembered: dict[bytes, Series] = {}
 
     def parse(self, page: bytes) -> list[Sample]:
@@ -92,6 +93,11 @@ class ExpositionParser:
             self._remembered[head] = series
 
 
+@lru_cache(maxsize=8)  # the same for every target
+def _wanted_lines(names: tuple[str, ...]) -> re.Pattern[bytes]:
+    return re.compile(rf"\n[ \t]*((?:{_trie_pattern(names)})(?![\w:])[^\n]*)".encode())
+
+
 def _trie_pattern(names: Iterable[str]) -> str:
     """An alternation in which common beginnings stand once: a line fails at its first letters.
 
@@ -112,7 +118,7 @@ def _trie_pattern(names: Iterable[str]) -> str:
 
 def _read_series(line: bytes) -> tuple[Series, bytes]:
     after_name = line.lstrip(_NAME_CHARACTERS)
-    name = line[: len(line) - len(after_name)].decode("ascii")
+    name = intern(line[: len(line) - len(after_name)].decode("ascii"))
     rest = after_name.lstrip(b" \t")
     if not rest.startswith(b"{"):
         return Series(name, {}), rest
@@ -121,14 +127,18 @@ def _read_series(line: bytes) -> tuple[Series, bytes]:
 
 
 def _read_labels(text: bytes) -> tuple[dict[str, str], int]:
-    """Labels of a text that starts with ``{``, and where they end."""
+    """Labels of a text that starts with ``{``, and where they end.
+
+    Words are interned: the same few stand in every series of every target.
+    """
     labels: dict[str, str] = {}
     position = 1
     while text[position : position + 1] != b"}":
         match = _LABEL.match(text, position)
         if match is None:
             raise ExpositionError(f"labels that cannot be read in {_shown(text)}")
-        labels[match[1].decode("ascii")] = _unescaped(match[2].decode("utf-8", "replace"))
+        value = _unescaped(match[2].decode("utf-8", "replace"))
+        labels[intern(match[1].decode("ascii"))] = intern(value)
         position = match.end()
     return labels, position + 1
 

@@ -1,6 +1,7 @@
 """Recorded scrapes, read line by line."""
 
 import gzip
+import io
 import json
 import lzma
 import math
@@ -11,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeGuard, cast
 
-from vllm_capacity.errors import Fault, RecordingError
+from vllm_capacity.errors import Fault, RecordingError, TornRecordingError
 from vllm_capacity.units import MIB
 
 MAX_LINE_BYTES = 64 * MIB
-_GZIP_MAGIC = b"\x1f\x8b"
-_XZ_MAGIC = b"\xfd7zXZ\x00"
+GZIP_MAGIC = b"\x1f\x8b"
+XZ_MAGIC = b"\xfd7zXZ\x00"
+_BLOCK_BYTES = 1 << 16
 _BROKEN_ARCHIVE = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
 
 
@@ -27,21 +29,36 @@ class RecordedScrape:
     Attributes:
         t: seconds since the recording began; never less than in the line before.
         metrics: the page as text; None where the scrape failed.
+        started_timestamp_seconds: Unix time at which t was 0, where the line says it.
     """
 
     t: float
     metrics: str | None
+    started_timestamp_seconds: float | None = None
 
 
 def read_recording(path: str | Path) -> Iterator[RecordedScrape]:
     """The scrapes of a recording, one at a time, in constant memory.
 
     JSON lines of ``{"t": seconds, "metrics": text or null}``, plain, gzip or xz, told apart by
-    their first bytes. Other keys are not read; blank lines are passed over.
+    their first bytes. Other keys are not read, but for the start that ``record`` notes; blank
+    lines are passed over.
 
     Raises:
+        TornRecordingError: while iterating, at the end, where the last line or the archive was
+            cut off.
         RecordingError: while iterating, at the first line that cannot be used.
             The lines before it have been given out by then.
+    """
+    for _, scrape in read_recorded_lines(path):
+        yield scrape
+
+
+def read_recorded_lines(path: str | Path) -> Iterator[tuple[bytes, RecordedScrape]]:
+    """The lines of a recording as they stand there, each with what it says.
+
+    Raises:
+        RecordingError: as ``read_recording``.
     """
     source = str(path)
     latest = -math.inf
@@ -49,17 +66,56 @@ def read_recording(path: str | Path) -> Iterator[RecordedScrape]:
         for number, line in _numbered(source, lines):
             scrape = _scrape(source, number, line, latest)
             latest = scrape.t
-            yield scrape
+            yield line, scrape
 
 
 def _opened(path: Path) -> IO[bytes]:
     with path.open("rb") as file:
-        magic = file.read(len(_XZ_MAGIC))
-    if magic.startswith(_GZIP_MAGIC):
+        magic = file.read(len(XZ_MAGIC))
+    if magic.startswith(GZIP_MAGIC):
         return cast("IO[bytes]", gzip.open(path, "rb"))
-    if magic == _XZ_MAGIC:
-        return cast("IO[bytes]", lzma.open(path, "rb"))
+    if magic == XZ_MAGIC:
+        return cast("IO[bytes]", io.BufferedReader(_XzStreams(path.open("rb"))))
     return path.open("rb")
+
+
+class _XzStreams(io.RawIOBase):
+    """The text of xz streams, one after another.
+
+    ``lzma.LZMAFile`` takes a stream whose first bytes are damaged for the end of the file.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._stream = lzma.LZMADecompressor(lzma.FORMAT_XZ)
+        self._is_new = True
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+    def readinto(self, buffer: Any) -> int:
+        data = b""
+        while not data:
+            given = b""
+            if self._stream.eof:
+                given = self._stream.unused_data
+                self._stream, self._is_new = lzma.LZMADecompressor(lzma.FORMAT_XZ), True
+            elif self._stream.needs_input:
+                given = self._file.read(_BLOCK_BYTES)
+                if not given and self._is_new:
+                    return 0
+                if not given:
+                    raise EOFError("its last stream has no end")
+            if self._is_new:
+                given = given.lstrip(b"\0")  # between streams there may be padding
+                self._is_new = not given
+            data = self._stream.decompress(given, len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
 
 
 @contextmanager
@@ -83,13 +139,17 @@ def _next_line(source: str, number: int, lines: IO[bytes]) -> bytes:
     try:
         line = lines.readline(MAX_LINE_BYTES + 1)
     except _BROKEN_ARCHIVE as error:
-        raise _fault(
-            source, number, None, f"the archive is cut or damaged here: {error}"
-        ) from error
+        problem = f"the archive is cut or damaged here: {error}"
+        raise _fault(source, number, None, problem, torn=_is_torn(error)) from error
     if len(line) > MAX_LINE_BYTES:
         limit = f"{MAX_LINE_BYTES // MIB} MiB"
         raise _fault(source, number, None, f"is longer than {limit}; write one scrape a line")
     return line
+
+
+def _is_torn(error: Exception) -> bool:
+    """Whether an archive ends too early; of the next gzip member one byte may be there."""
+    return isinstance(error, EOFError) or str(error).endswith(f"({GZIP_MAGIC[:1]!r})")
 
 
 def _scrape(source: str, number: int, line: bytes, latest: float) -> RecordedScrape:
@@ -97,19 +157,30 @@ def _scrape(source: str, number: int, line: bytes, latest: float) -> RecordedScr
     faults = [*_time_faults(number, record, latest), *_metrics_faults(number, record)]
     if faults:
         raise RecordingError(source, faults)
-    return RecordedScrape(t=float(record["t"]), metrics=record["metrics"])
+    return RecordedScrape(
+        t=float(record["t"]),
+        metrics=record["metrics"],
+        started_timestamp_seconds=_started(record.get("recording")),
+    )
+
+
+def _started(header: object) -> float | None:
+    started = header.get("started_timestamp_seconds") if isinstance(header, dict) else None
+    return float(started) if _is_finite_number(started) else None
 
 
 def _json_object(source: str, number: int, line: bytes) -> dict[str, Any]:
+    torn = not line.endswith(b"\n")  # no part of a JSON object is one
     try:
         record = json.loads(line.decode())
     except UnicodeDecodeError as error:
-        raise _fault(source, number, None, f"is not UTF-8 at byte {error.start}") from error
+        problem = f"is not UTF-8 at byte {error.start}"
+        raise _fault(source, number, None, problem, torn=torn) from error
     except json.JSONDecodeError as error:
         problem = f"is not JSON at column {error.colno}: {error.msg}"
-        raise _fault(source, number, line.decode().strip(), problem) from error
+        raise _fault(source, number, line.decode().strip(), problem, torn=torn) from error
     except (ValueError, RecursionError) as error:
-        raise _fault(source, number, None, f"is no JSON of ours: {error}") from error
+        raise _fault(source, number, None, f"is no JSON of ours: {error}", torn=torn) from error
     if not isinstance(record, dict):
         raise _fault(source, number, record, 'must be an object {"t": …, "metrics": …}')
     return record
@@ -150,5 +221,8 @@ def _is_finite_number(value: object) -> TypeGuard[float]:
         return False
 
 
-def _fault(source: str, number: int, value: object, problem: str) -> RecordingError:
-    return RecordingError(source, [Fault(f"line {number}", value, problem)])
+def _fault(
+    source: str, number: int, value: object, problem: str, *, torn: bool = False
+) -> RecordingError:
+    kind = TornRecordingError if torn else RecordingError
+    return kind(source, [Fault(f"line {number}", value, problem)])
