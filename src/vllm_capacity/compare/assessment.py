@@ -10,8 +10,10 @@ from vllm_capacity.compare.capacity import (
     reported_capacity,
     tokens_per_block,
 )
+from vllm_capacity.compare.demand import Demand, DemandWatch
 from vllm_capacity.compare.headroom import Headroom, Limits, headroom
 from vllm_capacity.compare.occupancy import Occupancy, predicted_occupancy
+from vllm_capacity.compare.outlook import Outlook, OutlookWatch
 from vllm_capacity.compare.prediction_error import PredictionError, prediction_errors
 from vllm_capacity.observe.engine_snapshot import EngineSnapshot
 from vllm_capacity.observe.recent_history import RecentHistory, RecentReading
@@ -33,6 +35,8 @@ class EngineAssessment:
         used_tokens, free_tokens: the pool's blocks in tokens.
         footprint: how large requests are.
         headroom: what still fits.
+        demand: what requests ask for.
+        outlook: what comes next.
         recent: peaks and shares of the last minutes.
         limits: what bounds the engine besides its cache.
         errors: by quantity.
@@ -49,6 +53,8 @@ class EngineAssessment:
     free_tokens: float | None
     footprint: RequestFootprint | None
     headroom: Headroom
+    demand: Demand
+    outlook: Outlook
     recent: RecentReading
     limits: Limits
     errors: Mapping[str, PredictionError]
@@ -67,6 +73,8 @@ class EngineAssessor:
         self._ledger = TokenLedger()
         self._footprints = FootprintWindow()
         self._history = RecentHistory()
+        self._demand = DemandWatch()
+        self._outlook = OutlookWatch()
         self._restarts = 0
 
     def assess(
@@ -82,6 +90,16 @@ class EngineAssessor:
         predicted = predicted_capacity(prediction)
         occupancy = predicted_occupancy(ledger, snapshot, prediction)
         per_block = tokens_per_block(snapshot)
+        demand = self._demand.record(snapshot, ledger, limits, prediction)
+        committed = demand.committed
+        room = headroom(
+            snapshot,
+            footprint,
+            limits,
+            prediction,
+            shared_tokens=demand.shared_prompt_tokens,
+            admitted_blocks=None if committed is None else committed.admitted_blocks,
+        )
         return EngineAssessment(
             snapshot=snapshot,
             reported=reported,
@@ -92,7 +110,16 @@ class EngineAssessor:
             used_tokens=_times(snapshot.used_blocks, per_block),
             free_tokens=_times(snapshot.free_blocks, per_block),
             footprint=footprint,
-            headroom=headroom(snapshot, footprint, limits, prediction),
+            headroom=room,
+            demand=demand,
+            outlook=self._outlook.record(
+                snapshot,
+                demand,
+                room,
+                limits,
+                usage_peak_ratio=recent.usage_peak_ratio.get("1m"),
+                restarted=ledger.restarted,
+            ),
             recent=recent,
             limits=limits,
             errors=prediction_errors(

@@ -9,6 +9,7 @@ from vllm_capacity.export.engine_metrics import (
     HEADROOM,
     LEDGER,
     OCCUPANCY,
+    OUTLOOK,
     PREDICTION,
 )
 from vllm_capacity.export.metric import Metric
@@ -18,6 +19,7 @@ CATALOGUE: tuple[Metric, ...] = (
     *CAPACITY,
     *OCCUPANCY,
     *HEADROOM,
+    *OUTLOOK,
     *LEDGER,
     *PREDICTION,
     *BUDGET,
