@@ -18,9 +18,10 @@ from vllm_capacity.predict.parallel import Rank, ranks
 from vllm_capacity.settings import DEFAULT_PORT, SETTINGS, Setting
 
 DOCS = Path(__file__).parent
-sys.path.insert(0, str(DOCS.parent / "tests" / "predict"))
+sys.path[:0] = [str(DOCS.parent / "tests" / name) for name in ("predict", "compare")]
 
 from answered import differences, predicted  # noqa: E402 (the tests' own comparison)
+from foreseen import TRACES, assessed, foreseen  # noqa: E402
 from recorded import DATA, rows  # noqa: E402
 
 _ALONE: Rank = ranks(
@@ -120,9 +121,27 @@ def _words(cache: object) -> str:
     return {"attention": "full"}.get(words, words)
 
 
+def foreseen_table() -> Iterator[str]:
+    """What committed demand said of the recordings' preemptions, replayed now."""
+    yield (
+        "| recording | first preemption | admitted alone pass the pool before | "
+        "with those that keep coming | scrapes above the pool | of them false | largest, in pools |"
+    )
+    yield "|---|--:|--:|--:|--:|--:|--:|"
+    for path in sorted(TRACES.glob("*.jsonl.xz")):
+        name = path.name.removesuffix(".jsonl.xz")
+        for engine, moments in sorted(assessed(name).items()):
+            told = foreseen(moments)
+            times = (told.first_preemption, told.admitted_lead, told.lead)
+            cells = " | ".join("–" if t is None else f"{t:.0f} s" for t in times)
+            which = name if engine == "0" else f"{name}, engine {engine}"
+            yield f"| {which} | {cells} | {told.alarms} | {told.false_alarms} | {told.peak:.2f} |"
+
+
 TABLES: dict[str, dict[str, Callable[[], Iterator[str]]]] = {
     "metrics.md": {"metrics": metrics_table, "gaps": gaps_table},
     "configuration.md": {"settings": settings_table},
+    "live.md": {"foreseen": foreseen_table},
     "architectures.md": {"oracle": oracle_table, "architectures": architectures_table},
 }
 

@@ -54,6 +54,18 @@ def test_every_line_of_the_recording_has_its_line_with_every_field(
         assert all(set(engine) == FIELDS for engine in line["engines"].values())
 
 
+def test_under_saturation_a_line_says_what_comes_and_what_binds(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    engines = [line["engines"]["0"] for line in replay(capsys, str(TRACES / "ramp2.jsonl.xz"))]
+    assert {e["state"] for e in engines} >= {"idle", "ok", "saturated", "thrashing"}
+    assert {e["binding_limit"] for e in engines} == {"none", "kv_cache"}
+    assert engines[-1]["committed_blocks"] is not None
+    filling = [e for e in engines if e["time_to_exhaustion_seconds"] is not None]
+    assert 0 < len(filling) < len(engines)
+    assert all(e["committed_blocks"] >= e["used_blocks"] * 0.9 for e in filling)
+
+
 def test_a_failed_scrape_has_no_engines(capsys: pytest.CaptureFixture[str]) -> None:
     path = TRACES / "restart.jsonl.xz"
     with lzma.open(path, "rt") as recorded:

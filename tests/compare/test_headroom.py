@@ -117,3 +117,48 @@ def test_what_is_promised_fits_beside_everything_that_was_granted(
     assert more >= 0
     assert more == 0 or granted + more * each <= 100
     assert granted + (more + 1) * each > 100
+
+
+def test_what_requests_share_is_taken_once() -> None:
+    alone = headroom(engine(), footprint(mean=160), Limits(), None)
+    sharing = headroom(engine(), footprint(mean=160), Limits(), None, shared_tokens=128.0)
+    assert alone.requests["observed_mean"] == 10
+    assert sharing.requests["observed_mean"] == (100 - 8) // 2
+    assert sharing.running_requests_limit["observed_mean"] == (100 - 8) // 2
+
+
+def test_requests_of_full_length_are_taken_to_share_nothing() -> None:
+    limits = Limits(max_model_len=800)
+    sharing = headroom(engine(), footprint(mean=160), limits, None, shared_tokens=128.0)
+    assert sharing.running_requests_limit["full_length"] == 2
+
+
+def test_admitted_requests_that_will_grow_beyond_the_mean_leave_less_room() -> None:
+    four = engine(used=40, running=4)
+    assert headroom(four, footprint(mean=160), Limits(), None).requests["observed_mean"] == 6
+    grown = headroom(four, footprint(mean=160), Limits(), None, admitted_blocks=75.0)
+    assert grown.requests["observed_mean"] == 2
+    full = headroom(four, footprint(mean=160), Limits(), None, admitted_blocks=175.0)
+    assert full.requests["observed_mean"] == 0
+
+
+@given(
+    counts=st.tuples(st.integers(0, 100), st.integers(0, 50), st.integers(0, 50)),
+    mean=st.floats(1, 2000),
+    shared_ratio=st.floats(0, 1),
+    max_num_seqs=st.one_of(st.none(), st.integers(1, 60)),
+)
+def test_running_queued_and_further_requests_together_stay_within_the_limit(
+    counts: tuple[int, int, int], mean: float, shared_ratio: float, max_num_seqs: int | None
+) -> None:
+    used, running, waiting = counts
+    left = headroom(
+        engine(used=used, running=running, waiting=waiting),
+        footprint(mean=mean),
+        Limits(max_num_seqs=max_num_seqs),
+        None,
+        shared_tokens=shared_ratio * mean,
+    )
+    more = left.requests["observed_mean"]
+    limit = left.running_requests_limit["observed_mean"]
+    assert more == 0 or running + waiting + more <= limit

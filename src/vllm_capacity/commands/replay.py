@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -59,7 +60,7 @@ def _engines(
 
 def replayed(a: EngineAssessment) -> Mapping[str, Any]:
     """One engine as a line of ``replay --jsonl`` holds it. Unknown is None."""
-    error = a.errors.get("kv_cache_used_blocks")
+    error, committed = a.errors.get("kv_cache_used_blocks"), a.demand.committed
     return {
         "running": a.snapshot.running,
         "waiting": a.snapshot.waiting,
@@ -72,12 +73,16 @@ def replayed(a: EngineAssessment) -> Mapping[str, Any]:
         "predicted_used_blocks_high": None if a.occupancy is None else a.occupancy.high,
         "prediction_error_blocks": None if error is None else error.difference,
         "ledger_state": a.ledger.state,
-        "committed_blocks": None,
+        "committed_blocks": None if committed is None else committed.blocks,
         "headroom_requests": {basis: a.headroom.requests.get(basis) for basis in BASES},
-        "time_to_exhaustion_seconds": None,
-        "binding_limit": None,
-        "state": None,
+        "time_to_exhaustion_seconds": _finite(a.outlook.time_to_exhaustion_seconds),
+        "binding_limit": a.outlook.binding_limit,
+        "state": a.outlook.state,
     }
+
+
+def _finite(number: float | None) -> float | None:
+    return None if number is None or math.isinf(number) else number
 
 
 def _write_json(t: float, engines: tuple[EngineAssessment, ...]) -> None:

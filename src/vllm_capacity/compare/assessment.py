@@ -10,8 +10,10 @@ from vllm_capacity.compare.capacity import (
     reported_capacity,
     tokens_per_block,
 )
+from vllm_capacity.compare.demand import Demand, DemandWatch
 from vllm_capacity.compare.headroom import Headroom, Limits, headroom
 from vllm_capacity.compare.occupancy import Occupancy, predicted_occupancy, unknown_occupancy
+from vllm_capacity.compare.outlook import Outlook, OutlookWatch
 from vllm_capacity.compare.prediction_error import PredictionError, prediction_errors
 from vllm_capacity.compare.workload import SharingSavings, footprint_blocks, sharing_savings
 from vllm_capacity.observe.engine_snapshot import EngineSnapshot
@@ -36,6 +38,8 @@ class EngineAssessment:
         footprint_blocks: blocks that one of that size holds, by basis ("mean", "p95").
         sharing: what shared prefixes save.
         headroom: what still fits.
+        demand: what requests ask for.
+        outlook: what comes next.
         recent: peaks, rates and shares of the last minutes.
         limits: what bounds the engine besides its cache.
         errors: by quantity.
@@ -55,6 +59,8 @@ class EngineAssessment:
     footprint_blocks: Mapping[str, float]
     sharing: SharingSavings | None
     headroom: Headroom
+    demand: Demand
+    outlook: Outlook
     recent: RecentReading
     limits: Limits
     errors: Mapping[str, PredictionError]
@@ -74,6 +80,8 @@ class EngineAssessor:
         self._ledger = TokenLedger()
         self._footprints = FootprintWindow()
         self._history = RecentHistory()
+        self._demand = DemandWatch()
+        self._outlook = OutlookWatch()
         self._restarts = 0
 
     def assess(
@@ -89,6 +97,16 @@ class EngineAssessor:
         predicted = predicted_capacity(prediction)
         occupancy = predicted_occupancy(ledger, snapshot, prediction)
         per_block = tokens_per_block(snapshot)
+        demand = self._demand.record(snapshot, ledger, limits, prediction)
+        committed = demand.committed
+        room = headroom(
+            snapshot,
+            footprint,
+            limits,
+            prediction,
+            shared_tokens=demand.shared_prompt_tokens,
+            admitted_blocks=None if committed is None else committed.admitted_blocks,
+        )
         return EngineAssessment(
             snapshot=snapshot,
             reported=reported,
@@ -101,7 +119,16 @@ class EngineAssessor:
             footprint=footprint,
             footprint_blocks=footprint_blocks(footprint, snapshot, prediction),
             sharing=sharing_savings(ledger, snapshot, prediction),
-            headroom=headroom(snapshot, footprint, limits, prediction),
+            headroom=room,
+            demand=demand,
+            outlook=self._outlook.record(
+                snapshot,
+                demand,
+                room,
+                limits,
+                usage_peak_ratio=recent.usage_peak_ratio.get("1m"),
+                restarted=ledger.restarted,
+            ),
             recent=recent,
             limits=limits,
             errors=prediction_errors(

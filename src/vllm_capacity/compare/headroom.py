@@ -4,13 +4,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from vllm_capacity.compare.capacity import tokens_per_block
+from vllm_capacity.compare.capacity import is_hybrid, tokens_per_block
 from vllm_capacity.compare.occupancy import blocks_for_request
 from vllm_capacity.observe.engine_snapshot import EngineSnapshot
 from vllm_capacity.observe.request_footprint import RequestFootprint
 from vllm_capacity.predict import Prediction
 
-BASES = ("observed_mean", "observed_p95", "full_length")
+_OBSERVED = ("observed_mean", "observed_p95")
+BASES = (*_OBSERVED, "full_length")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +39,7 @@ class Headroom:
         queued_demand_tokens: waiting requests × mean footprint.
         running_requests_limit: by basis, requests of that size that run at once.
         requests: by basis, additional requests of that size before KV cache or sequence limit
-            binds, every request in the engine granted its mean footprint first.
+            binds, the requests in the engine first granted what they will need.
     """
 
     blocks: float | None
@@ -53,16 +54,35 @@ def headroom(
     footprint: RequestFootprint | None,
     limits: Limits,
     prediction: Prediction | None,
+    *,
+    shared_tokens: float = 0.0,
+    admitted_blocks: float | None = None,
 ) -> Headroom:
-    """Headroom of one engine now."""
-    sizes = _request_sizes(footprint, limits)
+    """Headroom of one engine now.
+
+    Args:
+        snapshot: of the engine.
+        footprint: of its finished requests; None if none has.
+        limits: its arguments.
+        prediction: of its deployment.
+        shared_tokens: of an observed request, that requests hold together: taken once. Requests of
+            full length are taken to share nothing.
+        admitted_blocks: expected at the joint peak of the requests in the engine; None if unknown.
+    """
+    layout = None if prediction is None else prediction.layout
+    hybrid = is_hybrid(snapshot) if layout is None else len(layout.specs) > 1
+    shared = 0.0 if hybrid else shared_tokens  # windows and states are held by each
+    sizes = _request_sizes(footprint, limits, shared)
     blocks = {
         basis: need
         for basis, tokens in sizes.items()
         if (need := blocks_for_request(tokens, snapshot, prediction))
     }
+    once = (blocks_for_request(shared, snapshot, prediction) or 0.0) if shared else 0.0
     queued = _queued_blocks(snapshot, blocks.get("observed_mean"))
-    committed = _committed_blocks(snapshot, queued, blocks.get("observed_mean"))
+    committed = _committed_blocks(snapshot, queued, blocks.get("observed_mean"), once)
+    if committed is not None and admitted_blocks is not None:
+        committed = max(committed, admitted_blocks)
     free = snapshot.free_blocks
     left = None if free is None or queued is None else free - queued
     per_block = tokens_per_block(snapshot)
@@ -71,7 +91,10 @@ def headroom(
         tokens=None if left is None or per_block is None else left * per_block,
         queued_demand_tokens=_queued_tokens(snapshot, footprint),
         running_requests_limit={
-            basis: _bounded(math.floor(snapshot.total_blocks / need), limits.max_num_seqs)
+            basis: _bounded(
+                math.floor((snapshot.total_blocks - (once if basis in _OBSERVED else 0.0)) / need),
+                limits.max_num_seqs,
+            )
             for basis, need in blocks.items()
             if snapshot.total_blocks is not None
         },
@@ -79,7 +102,10 @@ def headroom(
     )
 
 
-def _request_sizes(footprint: RequestFootprint | None, limits: Limits) -> dict[str, float]:
+def _request_sizes(
+    footprint: RequestFootprint | None, limits: Limits, shared_tokens: float
+) -> dict[str, float]:
+    """Tokens of a request by basis, those that observed ones share not counted."""
     sizes: dict[str, float] = {}
     if footprint is not None:
         sizes["observed_mean"] = footprint.mean_tokens
@@ -88,7 +114,9 @@ def _request_sizes(footprint: RequestFootprint | None, limits: Limits) -> dict[s
     if limits.max_model_len is not None:
         longest = float(limits.max_model_len)
         sizes = {basis: min(tokens, longest) for basis, tokens in sizes.items()}
-        sizes["full_length"] = longest
+    sizes = {basis: max(1.0, tokens - shared_tokens) for basis, tokens in sizes.items()}
+    if limits.max_model_len is not None:
+        sizes["full_length"] = float(limits.max_model_len)
     return sizes
 
 
@@ -109,7 +137,10 @@ def _queued_blocks(snapshot: EngineSnapshot, mean_blocks: float | None) -> float
 
 
 def _committed_blocks(
-    snapshot: EngineSnapshot, queued_blocks: float | None, mean_blocks: float | None
+    snapshot: EngineSnapshot,
+    queued_blocks: float | None,
+    mean_blocks: float | None,
+    shared_blocks: float,
 ) -> float | None:
     """Blocks spoken for: held ones and the queue's, or every request's mean footprint if more."""
     if snapshot.used_blocks is None or queued_blocks is None or snapshot.running is None:
@@ -117,7 +148,7 @@ def _committed_blocks(
     held = snapshot.used_blocks + queued_blocks
     if mean_blocks is None or snapshot.waiting is None:
         return held
-    return max(held, (snapshot.running + snapshot.waiting) * mean_blocks)
+    return max(held, shared_blocks + (snapshot.running + snapshot.waiting) * mean_blocks)
 
 
 def _additional(

@@ -9,6 +9,7 @@ from vllm_capacity.export.engine_metrics import (
     HEADROOM,
     LEDGER,
     OCCUPANCY,
+    OUTLOOK,
     PREDICTION,
     WORKLOAD,
 )
@@ -20,6 +21,7 @@ CATALOGUE: tuple[Metric, ...] = (
     *OCCUPANCY,
     *HEADROOM,
     *WORKLOAD,
+    *OUTLOOK,
     *LEDGER,
     *PREDICTION,
     *BUDGET,

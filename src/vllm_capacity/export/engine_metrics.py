@@ -1,6 +1,8 @@
 """Metrics of one engine: capacity, occupancy, headroom, workload, ledger, prediction errors."""
 
 from vllm_capacity.compare.assessment import EngineAssessment
+from vllm_capacity.compare.binding_limit import BINDING_LIMITS
+from vllm_capacity.compare.engine_state import ENGINE_STATES
 from vllm_capacity.export.metric import PREFIX, Metric, of_engine, of_engine_by
 from vllm_capacity.observe.recent_history import SHARE_WINDOW
 from vllm_capacity.observe.request_footprint import RequestFootprint
@@ -262,6 +264,57 @@ WORKLOAD = (
         "sharing_saved_bytes",
         "The same in bytes on the fullest GPU; needs the model's config.json.",
         lambda a: None if a.sharing is None else a.sharing.bytes_per_gpu,
+    ),
+)
+
+OUTLOOK = (
+    of_engine_by(
+        "kv_cache_committed_blocks",
+        "Blocks expected at the joint peak of the requests in the engine, its queue included "
+        "(admitted), and of these with the ones that keep coming meanwhile (expected).",
+        "requests",
+        lambda a: (
+            {}
+            if a.demand.committed is None
+            else {
+                "admitted": a.demand.committed.admitted_blocks,
+                "expected": a.demand.committed.blocks,
+            }
+        ),
+    ),
+    of_engine(
+        "time_to_exhaustion_seconds",
+        "Seconds until no KV cache block is free; +Inf while the cache does not fill.",
+        lambda a: a.outlook.time_to_exhaustion_seconds,
+    ),
+    of_engine(
+        "saturation_ratio",
+        "Demand over capacity of the tightest resource (KV cache, sequences), the queue and the "
+        "last minute's peak included; above 1 when more is asked for than there is.",
+        lambda a: a.outlook.saturation_ratio,
+    ),
+    of_engine_by(
+        "headroom_ratio",
+        "Share of a resource that nobody holds or waits for, 0 to 1.",
+        "resource",
+        lambda a: dict(a.outlook.headroom_ratio),
+    ),
+    of_engine_by(
+        "binding_limit",
+        "1 for what stops the next request: none, kv_cache, sequences (max_num_seqs), "
+        "batched_tokens (max_num_batched_tokens), deferred.",
+        "limit",
+        lambda a: (
+            {}
+            if a.outlook.binding_limit is None
+            else {limit: float(limit == a.outlook.binding_limit) for limit in BINDING_LIMITS}
+        ),
+    ),
+    of_engine_by(
+        "state",
+        "1 for the state, with hysteresis: idle, ok, tight, saturated, thrashing, unknown.",
+        "state",
+        lambda a: {state: float(state == a.outlook.state) for state in ENGINE_STATES},
     ),
 )
 
