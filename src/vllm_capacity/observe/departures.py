@@ -25,12 +25,14 @@ class Queue(NamedTuple):
         requests: how many.
         first_seconds, last_seconds: they arrived between these times.
         prompt_tokens: of one, as of the others.
+        patience_ratio: how much less likely one of them leaves in a second than one that is served.
     """
 
     requests: int
     first_seconds: float
     last_seconds: float
     prompt_tokens: float
+    patience_ratio: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -166,7 +168,7 @@ def _of_queue(queue: Queue) -> _Candidate:
         prompt_variance=1.0 + spread * spread,
         doubted_variance=1.0 + spread * spread,
         generated=0.0,
-        prior=-2 * math.log(queue.requests),
+        prior=-2 * math.log(queue.requests / queue.patience_ratio),
     )
 
 

@@ -1,11 +1,19 @@
 """The book of cohorts, brought from one scrape to the next by what the counters say happened."""
 
+from collections import deque
+from dataclasses import replace
 from typing import NamedTuple
 
 from vllm_capacity.observe.cohorts import NOBODY, SPREAD, TOKEN_SUMS, Cohort, CohortBook
 from vllm_capacity.observe.departures import Departure, Queue, depart
 from vllm_capacity.observe.hang_ups import HangUps
 from vllm_capacity.observe.ledger_counters import LedgerCounters
+
+
+# Hang-ups taken for queued requests that are remembered in case they were not.
+_MOST_DOUBTED = 8
+# Admissions in a row at which someone must be missing to be gone.
+_ADMISSIONS = 4
 
 
 class _Sums(NamedTuple):
@@ -23,6 +31,32 @@ class _Sums(NamedTuple):
         return _Sums(*(mine - theirs for mine, theirs in zip(self, other, strict=True)))
 
 
+class _Patience:
+    """Where clients hang up: requests lost for each second of one, queued and served."""
+
+    def __init__(self) -> None:
+        self._lost_queued = self._lost_served = 0
+        self._queued_seconds = self._served_seconds = 1.0
+
+    def pass_time(self, seconds: float, *, queued: float, served: float) -> None:
+        """So many requests were there for so long."""
+        self._queued_seconds += queued * seconds
+        self._served_seconds += served * seconds
+
+    def lose(self, *, queued: int, served: int) -> None:
+        """So many hung up."""
+        self._lost_queued += queued
+        self._lost_served += served
+
+    @property
+    def ratio(self) -> float:
+        """How much rarer it is for one that queues; 1 as long as nobody hung up."""
+        queued = self._queued_seconds / (self._queued_seconds + self._served_seconds)
+        lost_queued = (self._lost_queued + 2 * queued) / self._queued_seconds
+        lost_served = (self._lost_served + 2 * (1 - queued)) / self._served_seconds
+        return lost_served / lost_queued
+
+
 class LedgerBook:
     """Who is past the first token on one engine, as of the scrape before.
 
@@ -36,6 +70,15 @@ class LedgerBook:
         self.cohorts = CohortBook()
         self.suspects: list[Cohort] = []
         self._gap = 0.0
+        self._patience = _Patience()
+        self._taken_for_queued: deque[Departure] = deque(maxlen=_MOST_DOUBTED)
+        self._gaps_at_admission: deque[float] = deque(maxlen=_ADMISSIONS)
+
+    def clear(self) -> None:
+        """Nobody is there."""
+        self.cohorts, self.suspects, self._gap = CohortBook(), [], 0.0
+        self._taken_for_queued.clear()
+        self._gaps_at_admission.clear()
 
     def follow(
         self,
@@ -76,8 +119,11 @@ class LedgerBook:
         book.correct("prompt_tokens", left.prompt_tokens, running)
         book.correct("cached_tokens", left.cached_tokens, running)
         book.correct("generated_tokens", left.generated_tokens, running)
+        self._patience.pass_time(passed.taken_at_seconds, queued=now.waiting, served=book.requests)
         if passed.generated_tokens > 0:
             self._compare_with_those_who_run(now, pending_tokens)
+        if passed.first_tokens > 0:
+            self._compare_with_those_admitted(now)
 
     def _compare_with_those_who_run(self, now: LedgerCounters, pending_tokens: float) -> None:
         """With an empty queue all run. What two scrapes in a row contradict was a wrong guess.
@@ -87,14 +133,42 @@ class LedgerBook:
         gap = self.cohorts.requests - now.running if now.waiting == 0 else 0.0
         too_many, too_few = min(gap, self._gap), min(-gap, -self._gap)
         if too_many > NOBODY:
-            self.cohorts.lose(too_many)
-            gap -= too_many
+            gap -= self._take_those_said_to_queue(round(too_many))
+            if min(too_many, gap) > NOBODY:
+                self.cohorts.lose(min(too_many, gap))
+                gap -= min(too_many, gap)
         elif too_few >= 1 and pending_tokens <= 0:
             for cohort in self.suspects[: round(too_few)]:
                 self.cohorts.put_back(cohort)
                 gap += cohort.requests
             self.suspects = []
         self._gap = gap
+
+    def _compare_with_those_admitted(self, now: LedgerCounters) -> None:
+        """Nobody new is admitted before all who were preempted have their blocks back.
+
+        Whoever is missing from the batch at every admission is gone, not preempted
+        (``Scheduler.schedule``: they stand at the head of the queue).
+        """
+        self._gaps_at_admission.append(self.cohorts.requests - now.running)
+        gap = min(self._gaps_at_admission)
+        if gap < 0.5:
+            if self._gaps_at_admission[-1] < 0.5:
+                self._taken_for_queued.clear()
+        elif len(self._gaps_at_admission) == _ADMISSIONS:
+            if self._take_those_said_to_queue(round(gap)):
+                self._gaps_at_admission.clear()
+
+    def _take_those_said_to_queue(self, requests: int) -> int:
+        """Take out so many that hung up and were wrongly taken for queued ones."""
+        found = 0
+        while found < requests and self._taken_for_queued and self.cohorts.cohorts:
+            taken = depart(self.cohorts, self._taken_for_queued.popleft())
+            for one, cohort in taken:
+                self._doubt(one, cohort, sure=True)
+            self.cohorts.drop_empty()
+            found += len(taken)
+        return found
 
     def _admit(self, passed: LedgerCounters, now: LedgerCounters) -> None:
         """Requests that got their first token.
@@ -163,18 +237,19 @@ class LedgerBook:
             return _Sums()
         prompts = hang_ups.prompt_tokens
         before = _Sums.of(book)
-        taken = depart(
-            book,
-            Departure(
-                requests=requests,
-                arrived_seconds=_arrival(now, passed, hang_ups.seconds / requests),
-                arrived_deviation_seconds=0.4 * passed.taken_at_seconds,
-                prompt_tokens=prompts,
-                prompt_deviation_tokens=0.0 if prompts is None else 5 + 0.05 * prompts / requests,
-                reach_tokens=reach,
-                queue=self._queue(now, passed),
-            ),
+        departure = Departure(
+            requests=requests,
+            arrived_seconds=_arrival(now, passed, hang_ups.seconds / requests),
+            arrived_deviation_seconds=0.4 * passed.taken_at_seconds,
+            prompt_tokens=prompts,
+            prompt_deviation_tokens=0.0 if prompts is None else 5 + 0.05 * prompts / requests,
+            reach_tokens=reach,
+            queue=self._queue(now, passed),
         )
+        taken = depart(book, departure)
+        queued = requests - len(taken)
+        self._patience.lose(queued=queued, served=len(taken))
+        self._taken_for_queued.extend([replace(departure.of_one(), queue=None)] * queued)
         gone = before.less(_Sums.of(book))
         for one, cohort in taken:
             one.generated_tokens += reach / 2
@@ -198,6 +273,7 @@ class LedgerBook:
             min(first, now.taken_at_seconds),
             now.taken_at_seconds,
             now.prompt_tokens / now.first_tokens,
+            self._patience.ratio,
         )
 
     def _advance(

@@ -121,7 +121,7 @@ class TokenLedger:
 
     def _anchor(self, now: LedgerCounters) -> None:
         """Idle: nothing is in flight, whatever the counters have left over."""
-        self._book = LedgerBook()
+        self._book.clear()
         self._watch.forget()
         self._unknown = False
         self._is_followed = True
