@@ -6,7 +6,9 @@ at the head of the queue (``v1/core/sched/scheduler.py``, ``Scheduler.schedule``
 ``_preempt_request``), so of all requests past their first token those that run are the oldest.
 """
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 # More cohorts than that are merged: a scrape costs the same whatever the load.
@@ -16,22 +18,23 @@ MOST_COHORTS = 48
 SPREAD = 0.58
 NOBODY = 1e-6
 
-TokenSum = Literal["prompt_tokens", "cached_tokens", "generated_tokens"]
-TOKEN_SUMS: tuple[TokenSum, ...] = ("prompt_tokens", "cached_tokens", "generated_tokens")
+TokenSum = Literal["prompt_tokens", "generated_tokens"]
 
 
 @dataclass(slots=True)
 class Cohort:
     """Requests that received their first token between two scrapes, as sums over them.
 
+    A client that asks for several samples makes several requests with one prompt, a family.
+
     Attributes:
         arrived_seconds: when they arrived, on average, on the clock of the snapshots. Parts of one
             cohort share it.
         requests: how many are left; a fraction where it is uncertain which one hung up.
-        prompt_tokens, cached_tokens, generated_tokens: their tokens; cached ones are part of the
-            prompt and came from the prefix cache.
-        copies: how often each prompt token that they computed was there when they were admitted,
-            as those from the prefix cache repeat them.
+        prompt_tokens, generated_tokens: their tokens.
+        families: how many clients they belong to; as many as ``requests`` without siblings.
+        sibling_tokens: tokens of each prompt whose blocks siblings share.
+        hits: how many families found so many tokens of their prompt in the prefix cache.
         prompt_is_exact: whether the sum of prompts is theirs, not a share of a larger cohort's.
         lost: whether some hung up of whom only guesses say how long they were.
         variance: of the sum of tokens for that reason, in tokens squared.
@@ -40,12 +43,16 @@ class Cohort:
     arrived_seconds: float
     requests: float
     prompt_tokens: float
-    cached_tokens: float
     generated_tokens: float = 0.0
-    copies: float = 1.0
+    families: float = 0.0
+    sibling_tokens: float = 0.0
+    hits: dict[float, float] = field(default_factory=dict)
     prompt_is_exact: bool = True
     lost: bool = False
     variance: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.families = self.families or self.requests
 
     @property
     def tokens_of_one(self) -> float:
@@ -54,28 +61,37 @@ class Cohort:
 
     def prompt_variance(self) -> float:
         """How far the prompt of one may be from the mean, squared."""
-        if self.requests < 1 + NOBODY and self.prompt_is_exact:
+        if self.families < 1 + NOBODY and self.prompt_is_exact:
             return 1.0
         spread = SPREAD * self.prompt_tokens / self.requests
         return 1.0 + spread * spread
 
+    def families_of(self, requests: float) -> float:
+        """To how many families so many of them belong: the last sample of one takes it away."""
+        if self.families >= self.requests - NOBODY:
+            return requests
+        return min(self.families, requests)
+
     def take(self, requests: float) -> "Cohort":
         """Split off so many requests, each a mean one, and return them."""
         part = min(1.0, requests / self.requests)
+        stay = self.families_of(self.requests * (1 - part)) / self.families
         taken = Cohort(
             self.arrived_seconds,
             self.requests * part,
             self.prompt_tokens * part,
-            self.cached_tokens * part,
             self.generated_tokens * part,
-            copies=self.copies,
-            prompt_is_exact=False,
+            families=self.families_of(self.requests * part),
+            sibling_tokens=self.sibling_tokens,
+            hits={tokens: n * (1 - stay) for tokens, n in self.hits.items()} if stay < 1 else {},
+            prompt_is_exact=self.prompt_is_exact and self.families < 1 + NOBODY,
             lost=self.lost,
         )
         self.requests -= taken.requests
         self.prompt_tokens -= taken.prompt_tokens
-        self.cached_tokens -= taken.cached_tokens
         self.generated_tokens -= taken.generated_tokens
+        self.families *= stay
+        self.hits = {tokens: n * stay for tokens, n in self.hits.items()} if stay > 0 else {}
         return taken
 
     def put(self, other: "Cohort") -> None:
@@ -84,17 +100,34 @@ class Cohort:
         if other.arrived_seconds != self.arrived_seconds and both > 0:
             later = other.arrived_seconds - self.arrived_seconds
             self.arrived_seconds += later * other.requests / both
-        if other.copies != self.copies:
-            prompts = self.prompt_tokens + other.prompt_tokens
-            computed = self.prompt_tokens / self.copies + other.prompt_tokens / other.copies
-            self.copies = prompts / computed if computed > 0 else 1.0
+        siblings, others = self.requests - self.families, other.requests - other.families
+        if siblings + others > NOBODY:
+            shared = siblings * self.sibling_tokens + others * other.sibling_tokens
+            self.sibling_tokens = shared / (siblings + others)
         self.requests = both
+        self.families += other.families
         self.prompt_tokens += other.prompt_tokens
-        self.cached_tokens += other.cached_tokens
         self.generated_tokens += other.generated_tokens
-        self.prompt_is_exact = self.prompt_is_exact and other.prompt_is_exact
+        self.hits = dict(Counter(self.hits) + Counter(other.hits))  # type: ignore[arg-type]
+        self.prompt_is_exact = False
         self.lost = self.lost or other.lost
         self.variance += other.variance
+
+    def found(self, cached_tokens: float, taken: "Cohort") -> None:
+        """One of them turns out to have found so much: correct who is left and who was taken."""
+        others = {t: n for t, n in self.hits.items() if n > NOBODY}
+        if self.families < self.requests - NOBODY or not taken.hits or not others:
+            return
+        nearest = min((*others, *taken.hits), key=lambda tokens: abs(tokens - cached_tokens))
+        for tokens, n in taken.hits.items():
+            self.hits[tokens] = self.hits.get(tokens, 0.0) + n
+        left = self.hits.get(nearest, 0.0) - 1.0
+        self.hits[nearest] = max(0.0, left)
+        taken.hits = {nearest: 1.0}
+        if left < 0:  # it was taken for one that found something else
+            total = sum(self.hits.values())
+            keep = max(0.0, self.families) / total if total else 0.0
+            self.hits = {tokens: n * keep for tokens, n in self.hits.items()}
 
 
 class CohortBook:
@@ -183,16 +216,23 @@ class CohortBook:
             cohort.take(gone)
         self.drop_empty()
 
-    def correct(self, name: TokenSum, total: float, running: float) -> None:
-        """Make a sum over all cohorts what the counters say that it is.
+    def correct_prompts(self, total: float) -> None:
+        """Make the sum of prompts what it is: those change whose prompts are least sure."""
+        doubts = [c.requests * c.prompt_variance() for c in self.cohorts]
+        self._correct("prompt_tokens", total, doubts)
 
-        What is missing or too much goes to those that run, evenly; nobody goes below nothing.
-        """
+    def correct_generated(self, total: float, running: float) -> None:
+        """Make the sum of generated tokens what it is, evenly over those that run."""
+        parts = [part * cohort.requests for cohort, part in self.holding(running)]
+        self._correct("generated_tokens", total, parts)
+
+    def _correct(self, name: TokenSum, total: float, weights: Sequence[float]) -> None:
+        """Share out what is missing or too much; nobody goes below nothing."""
         surplus = total - self.total(name)
-        if abs(surplus) < NOBODY:
+        if abs(surplus) < NOBODY or not weights:
             return
-        for cohort, part in self.holding(running):
-            share = surplus * part * cohort.requests / running
+        for cohort, weight in zip(self.cohorts, weights, strict=False):
+            share = surplus * weight / sum(weights)
             setattr(cohort, name, max(0.0, getattr(cohort, name) + share))
         now = self.total(name)
         if now > 0:

@@ -6,6 +6,7 @@ that left between two scrapes all three are known. For several only their sums a
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -49,6 +50,7 @@ class Departure:
         reach_tokens: what one that runs generated between the two scrapes.
         cached_tokens: of their prompts, from the prefix cache; None where not known.
         queue: requests without a first token that they may have been instead.
+        with_siblings: whether each leaves with all samples of its client.
     """
 
     requests: int
@@ -60,6 +62,26 @@ class Departure:
     reach_tokens: float = 0.0
     cached_tokens: float | None = None
     queue: "Queue | None" = None
+    with_siblings: bool = False
+
+    def without(self, some: "Sequence[_Candidate]") -> "Departure":
+        """A mean one of those who remain without ``some``."""
+        n, left = self.requests, self.requests - len(some)
+        arrived, prompts, generated = self.arrived_seconds, self.prompt_tokens, self.generated_tokens
+        if arrived is not None:
+            arrived = (arrived * n - sum(c.arrived for c in some)) / left
+        if prompts is not None:
+            prompts = (prompts - sum(c.prompt for c in some)) / left
+        if generated is not None:
+            generated -= sum(c.generated + self.reach_tokens / 2 for c in some)
+            generated /= left
+        return replace(
+            self,
+            requests=1,
+            arrived_seconds=arrived,
+            prompt_tokens=prompts,
+            generated_tokens=generated,
+        )
 
     def of_one(self) -> "Departure":
         """The mean one of them."""
@@ -81,19 +103,21 @@ def depart(book: CohortBook, departure: Departure) -> list[tuple[Cohort, Cohort]
         those who stay in these cohorts are what that leaves.
     """
     likeliest = _likeliest(book, departure)
-    taken = [(cohort.take(1.0), cohort) for cohort in likeliest if cohort is not None]
+    taken = []
+    for cohort in likeliest:
+        if cohort is not None:
+            siblings = round(cohort.requests / cohort.families) if departure.with_siblings else 1
+            taken.append((cohort.take(float(max(1, siblings))), cohort))
     if len(taken) == departure.requests:
         stay = _those_who_stay(book, taken)
-        if departure.prompt_tokens is not None and stay:
+        if departure.prompt_tokens is not None and stay and not departure.with_siblings:
             surplus = departure.prompt_tokens - sum(one.prompt_tokens for one, _ in taken)
             for cohort in stay:
                 most = cohort.prompt_tokens - cohort.requests
                 cohort.prompt_tokens -= min(surplus / len(stay), most)
-        if departure.cached_tokens is not None and stay:
-            surplus = departure.cached_tokens - sum(one.cached_tokens for one, _ in taken)
-            for cohort in stay:
-                cached = cohort.cached_tokens - surplus / len(stay)
-                cohort.cached_tokens = min(max(0.0, cached), cohort.prompt_tokens)
+        if departure.cached_tokens is not None and departure.requests == 1:
+            one, cohort = taken[0]
+            cohort.found(departure.cached_tokens, one)
     return taken
 
 
@@ -108,20 +132,59 @@ def _those_who_stay(book: CohortBook, taken: Sequence[tuple[Cohort, Cohort]]) ->
 
 def _likeliest(book: CohortBook, departure: Departure) -> list[Cohort | None]:
     """A cohort for each; None for one that was still queued."""
-    candidates = [_of_cohort(cohort) for cohort in book.cohorts if cohort.requests > NOBODY]
+    candidates = [
+        _of_cohort(cohort, departure.with_siblings)
+        for cohort in book.cohorts
+        if cohort.requests > NOBODY
+    ]
     if departure.queue is not None and departure.queue.requests > 0:
         candidates.append(_of_queue(departure.queue))
     if not candidates:
         return []
     count = departure.requests
+    starts: list[tuple[_Candidate, ...]] = [()]
+    if not departure.with_siblings:
+        starts += [(c,) * round(c.room) for c in candidates if c.is_family and c.room < count + 0.5]
     costs = _misfits(departure.of_one(), candidates, ())
-    chosen = [candidates[costs.index(min(costs))]] * count
-    if 1 < count <= _MOST_SEARCHED:
-        for slot in (*range(count), *range(count)):
+    found = [_filled_up(departure, candidates, costs, start) for start in starts]
+    chosen = found[0]
+    if len(found) > 1:
+        chosen = min(found, key=lambda each: _misfit_of_all(departure, each))
+    return _no_more_than_there_are(chosen, candidates, costs)
+
+
+def _filled_up(
+    departure: "Departure",
+    candidates: Sequence["_Candidate"],
+    costs: Sequence[float],
+    start: tuple["_Candidate", ...],
+) -> list["_Candidate"]:
+    """``start`` and the likeliest others with it."""
+    free = departure.requests - len(start)
+    if not free:
+        return list(start)
+    if start:
+        costs = _misfits(departure.without(start), candidates, ())
+    chosen = [*start, *[candidates[costs.index(min(costs))]] * free]
+    if 1 < free + bool(start) and free <= _MOST_SEARCHED:
+        slots = range(len(start), len(chosen))
+        for slot in (*slots, *slots):
             rest = (*chosen[:slot], *chosen[slot + 1 :])
             misfits = _misfits(departure, candidates, rest)
             chosen[slot] = candidates[misfits.index(min(misfits))]
-    return _no_more_than_there_are(chosen, candidates, costs)
+    return chosen
+
+
+def _misfit_of_all(departure: "Departure", chosen: Sequence["_Candidate"]) -> float:
+    """How badly these together explain the sums."""
+    taken = Counter(chosen)
+    if any(n > c.room + 0.5 for c, n in taken.items()):
+        return math.inf
+    ways = sum(
+        math.lgamma(c.room + 1) - math.lgamma(n + 1) - math.lgamma(max(0.0, c.room - n) + 1)
+        for c, n in taken.items()
+    )
+    return _misfits(departure, chosen[:1], chosen[1:])[0] - chosen[0].prior - 2 * ways
 
 
 @dataclass(slots=True, eq=False)
@@ -138,13 +201,15 @@ class _Candidate:
     doubted_variance: float
     generated: float
     prior: float
+    is_family: bool = False
 
 
-def _of_cohort(cohort: Cohort) -> _Candidate:
+def _of_cohort(cohort: Cohort, with_siblings: bool) -> _Candidate:  # noqa: FBT001
     requests = cohort.requests
+    room = cohort.families if with_siblings else requests
     return _Candidate(
         cohort=cohort,
-        room=requests,
+        room=room,
         arrived=cohort.arrived_seconds,
         arrived_variance=0.0,
         arrived_half_range=0.0,
@@ -152,7 +217,8 @@ def _of_cohort(cohort: Cohort) -> _Candidate:
         prompt_variance=cohort.prompt_variance(),
         doubted_variance=1.0 + (SPREAD * cohort.prompt_tokens / requests) ** 2,
         generated=cohort.generated_tokens / requests,
-        prior=-2 * math.log(requests),
+        prior=-2 * math.log(room),
+        is_family=cohort.families < 1 + NOBODY < requests,
     )
 
 

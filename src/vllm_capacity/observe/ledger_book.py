@@ -2,9 +2,10 @@
 
 from collections import deque
 from dataclasses import replace
-from typing import NamedTuple
 
-from vllm_capacity.observe.cohorts import NOBODY, SPREAD, TOKEN_SUMS, Cohort, CohortBook
+from vllm_capacity.observe.admission import Arrivals, PrefixLengths, Samples, tell_apart
+from vllm_capacity.observe.balance import Balance
+from vllm_capacity.observe.cohorts import NOBODY, SPREAD, Cohort, CohortBook
 from vllm_capacity.observe.departures import Departure, Queue, depart
 from vllm_capacity.observe.hang_ups import HangUps
 from vllm_capacity.observe.ledger_counters import LedgerCounters
@@ -14,21 +15,6 @@ from vllm_capacity.observe.ledger_counters import LedgerCounters
 _MOST_DOUBTED = 8
 # Admissions in a row at which someone must be missing to be gone.
 _ADMISSIONS = 4
-
-
-class _Sums(NamedTuple):
-    """Sums over requests."""
-
-    prompt_tokens: float = 0.0
-    cached_tokens: float = 0.0
-    generated_tokens: float = 0.0
-
-    @classmethod
-    def of(cls, book: CohortBook) -> "_Sums":
-        return cls(*(book.total(name) for name in TOKEN_SUMS))
-
-    def less(self, other: "_Sums") -> "_Sums":
-        return _Sums(*(mine - theirs for mine, theirs in zip(self, other, strict=True)))
 
 
 class _Patience:
@@ -70,15 +56,24 @@ class LedgerBook:
         self.cohorts = CohortBook()
         self.suspects: list[Cohort] = []
         self._gap = 0.0
+        self._prompts, self._generated = Balance(), Balance()
         self._patience = _Patience()
+        self._lengths = PrefixLengths()
         self._taken_for_queued: deque[Departure] = deque(maxlen=_MOST_DOUBTED)
         self._gaps_at_admission: deque[float] = deque(maxlen=_ADMISSIONS)
 
     def clear(self) -> None:
         """Nobody is there."""
         self.cohorts, self.suspects, self._gap = CohortBook(), [], 0.0
+        self._prompts, self._generated = Balance(), Balance()
         self._taken_for_queued.clear()
         self._gaps_at_admission.clear()
+
+    def begin(self, cohort: Cohort) -> None:
+        """These are there, as far as anybody knows."""
+        self.cohorts.admit(cohort)
+        self._prompts.tokens += cohort.prompt_tokens
+        self._generated.tokens += cohort.generated_tokens
 
     def follow(
         self,
@@ -87,6 +82,8 @@ class LedgerBook:
         hang_ups: HangUps,
         *,
         pending_tokens: float,
+        samples: Samples,
+        block_size: int | None,
     ) -> None:
         """Take into account what happened between two scrapes.
 
@@ -99,26 +96,25 @@ class LedgerBook:
         book = self.cohorts
         passed = now.since(before)
         for cohort in self.suspects[: max(0, -hang_ups.requests)]:
-            book.put_back(cohort)  # they had finished
-        self._admit(passed, now)
+            self._return(cohort)  # they had finished
+        self._admit(passed, now, samples, block_size)
         if not book.cohorts:
             return
         reach = _reach(before, now, passed)
-        left = _Sums(
-            book.total("prompt_tokens") - passed.finished_prompt_tokens,
-            book.total("cached_tokens") - passed.finished_cached_tokens,
-            book.total("generated_tokens")
-            + passed.generated_tokens
-            - passed.finished_generated_tokens,
-        )
-        left = left.less(self._finish(now, passed, reach))
-        left = left.less(self._hang_up(now, passed, hang_ups, reach))
+        prompts, generated = self._prompts, self._generated
+        prompts.tokens += passed.prompt_tokens - passed.finished_prompt_tokens
+        generated.tokens += passed.generated_tokens - passed.finished_generated_tokens
+        there = book.requests
+        self._finish(now, passed, reach)
+        left = passed.finished + self._hang_up(now, passed, hang_ups, reach)
         book.drop_empty()
-        self._advance(before, now, passed, left.generated_tokens, reach)
-        running = max(1.0, now.running)
-        book.correct("prompt_tokens", left.prompt_tokens, running)
-        book.correct("cached_tokens", left.cached_tokens, running)
-        book.correct("generated_tokens", left.generated_tokens, running)
+        stay = min(1.0, book.requests / there)
+        prompts.forget(stay)
+        generated.forget(stay)
+        total = book.total("generated_tokens") + passed.generated_tokens - left * reach / 2
+        self._advance(before, now, passed, generated.settle(total), reach)
+        book.correct_prompts(prompts.settle(book.total("prompt_tokens")))
+        book.correct_generated(generated.tokens, max(1.0, now.running))
         self._patience.pass_time(passed.taken_at_seconds, queued=now.waiting, served=book.requests)
         if passed.generated_tokens > 0:
             self._compare_with_those_who_run(now, pending_tokens)
@@ -135,11 +131,11 @@ class LedgerBook:
         if too_many > NOBODY:
             gap -= self._take_those_said_to_queue(round(too_many))
             if min(too_many, gap) > NOBODY:
-                self.cohorts.lose(min(too_many, gap))
+                self._lose(min(too_many, gap))
                 gap -= min(too_many, gap)
         elif too_few >= 1 and pending_tokens <= 0:
             for cohort in self.suspects[: round(too_few)]:
-                self.cohorts.put_back(cohort)
+                self._return(cohort)
                 gap += cohort.requests
             self.suspects = []
         self._gap = gap
@@ -159,54 +155,74 @@ class LedgerBook:
             if self._take_those_said_to_queue(round(gap)):
                 self._gaps_at_admission.clear()
 
+    def _return(self, cohort: Cohort) -> None:
+        """Put back who was taken out by mistake."""
+        self.cohorts.put_back(cohort)
+        self._prompts.tokens += cohort.prompt_tokens
+        self._generated.tokens += cohort.generated_tokens
+
+    def _lose(self, requests: float) -> None:
+        """Take out requests of whom nothing is known."""
+        prompts, generated = self._totals()
+        self.cohorts.lose(requests)
+        for balance, before, now in zip(
+            (self._prompts, self._generated), (prompts, generated), self._totals(), strict=True
+        ):
+            balance.tokens -= before - now
+            balance.doubt_counters(SPREAD * (before - now))
+
+    def _totals(self) -> tuple[float, float]:
+        return self.cohorts.total("prompt_tokens"), self.cohorts.total("generated_tokens")
+
     def _take_those_said_to_queue(self, requests: int) -> int:
         """Take out so many that hung up and were wrongly taken for queued ones."""
         found = 0
         while found < requests and self._taken_for_queued and self.cohorts.cohorts:
             taken = depart(self.cohorts, self._taken_for_queued.popleft())
             for one, cohort in taken:
-                self._doubt(one, cohort, sure=True)
+                self._leave(one, cohort, 0.0, None)
             self.cohorts.drop_empty()
             found += len(taken)
         return found
 
-    def _admit(self, passed: LedgerCounters, now: LedgerCounters) -> None:
+    def _admit(
+        self,
+        passed: LedgerCounters,
+        now: LedgerCounters,
+        samples: Samples,
+        block_size: int | None,
+    ) -> None:
         """Requests that got their first token.
 
         A page is not written in one instant, so prompts may be counted on a page that does not
         count their first tokens yet, or the other way round: they go to the youngest.
         """
-        book, requests = self.cohorts, passed.first_tokens
+        book, requests = self.cohorts, round(passed.first_tokens)
         if requests > 0:
             waited = passed.first_token_seconds / requests
-            book.admit(
-                Cohort(
-                    _arrival(now, passed, waited),
-                    requests,
-                    passed.prompt_tokens,
-                    passed.cached_tokens,
-                )
+            arrivals = Arrivals(
+                _arrival(now, passed, waited),
+                requests,
+                passed.prompt_tokens,
+                passed.cached_tokens,
+                now.prompt_tokens / now.first_tokens,
             )
+            for cohort in tell_apart(
+                arrivals, lengths=self._lengths, samples=samples, block_size=block_size
+            ):
+                book.admit(cohort)
         elif book.cohorts:
-            book.cohorts[-1].prompt_tokens += passed.prompt_tokens
-            book.cohorts[-1].cached_tokens += passed.cached_tokens
-        if passed.prompt_tokens > 0 and book.cohorts:
             youngest = book.cohorts[-1]
-            computed = youngest.prompt_tokens - youngest.cached_tokens
-            youngest.copies = youngest.prompt_tokens / max(1.0, computed)
+            youngest.prompt_tokens += passed.prompt_tokens
+            if passed.cached_tokens > 0:
+                youngest.hits = {passed.cached_tokens / youngest.families: youngest.families}
 
-    def _finish(self, now: LedgerCounters, passed: LedgerCounters, reach: float) -> "_Sums":
-        """Requests that finished; returns what thereby turns out to have been misjudged before."""
+    def _finish(self, now: LedgerCounters, passed: LedgerCounters, reach: float) -> None:
+        """Take those out that finished."""
         book, requests = self.cohorts, round(passed.finished)
         if requests <= 0:
-            return _Sums()
-        expected = _Sums.of(book).less(
-            _Sums(
-                passed.finished_prompt_tokens,
-                passed.finished_cached_tokens,
-                passed.finished_generated_tokens - requests * reach / 2,
-            )
-        )
+            return
+        prompts = book.total("prompt_tokens")
         both = round(passed.finished_outputs) == requests
         taken = depart(
             book,
@@ -220,47 +236,57 @@ class LedgerBook:
                 reach_tokens=reach,
             ),
         )
-        if any(one.lost for one, _ in taken):
-            return expected.less(_Sums.of(book))
-        if any(cohort.variance for _, cohort in taken):  # who hung up may have shared or not
-            return _Sums(cached_tokens=expected.less(_Sums.of(book)).cached_tokens)
-        return _Sums()
+        gone = prompts - book.total("prompt_tokens")
+        self._prompts.doubt_book(passed.finished_prompt_tokens - gone)
+        expected = sum(one.generated_tokens for one, _ in taken) + requests * reach / 2
+        self._generated.doubt_book(passed.finished_generated_tokens - expected)
 
     def _hang_up(
         self, now: LedgerCounters, passed: LedgerCounters, hang_ups: HangUps, reach: float
-    ) -> "_Sums":
-        """Requests whose clients hung up; returns what they had."""
+    ) -> float:
+        """Take those out whose clients hung up; returns how many."""
         book, requests = self.cohorts, hang_ups.requests
         if requests or self._gap > -1:
             self.suspects = []
         if requests <= 0 or not book.cohorts:
-            return _Sums()
-        prompts = hang_ups.prompt_tokens
-        before = _Sums.of(book)
+            return 0.0
         departure = Departure(
             requests=requests,
             arrived_seconds=_arrival(now, passed, hang_ups.seconds / requests),
             arrived_deviation_seconds=0.4 * passed.taken_at_seconds,
-            prompt_tokens=prompts,
-            prompt_deviation_tokens=0.0 if prompts is None else 5 + 0.05 * prompts / requests,
+            prompt_tokens=hang_ups.prompt_tokens,
+            prompt_deviation_tokens=hang_ups.prompt_deviation_tokens,
             reach_tokens=reach,
             queue=self._queue(now, passed),
+            with_siblings=True,
         )
         taken = depart(book, departure)
         queued = requests - len(taken)
         self._patience.lose(queued=queued, served=len(taken))
         self._taken_for_queued.extend([replace(departure.of_one(), queue=None)] * queued)
-        gone = before.less(_Sums.of(book))
         for one, cohort in taken:
-            one.generated_tokens += reach / 2
+            one.generated_tokens += one.requests * reach / 2
             self.suspects.append(one)
-            self._doubt(one, cohort, sure=prompts is not None)
-        counted_in = len(taken) == requests and prompts is not None
-        return _Sums(
-            prompts if counted_in and prompts is not None else gone.prompt_tokens,
-            gone.cached_tokens,
-            gone.generated_tokens + len(taken) * reach / 2,
-        )
+            self._leave(one, cohort, reach, None if queued else departure.of_one())
+        return sum(one.requests for one, _ in taken)
+
+    def _leave(
+        self, one: Cohort, origin: Cohort, reach: float, departure: Departure | None
+    ) -> None:
+        """Count one out who hung up, or the samples of one, and remember how sure that is."""
+        prompt, off = one.prompt_tokens, 0.0 if one.prompt_is_exact else SPREAD * one.prompt_tokens
+        sure = departure is not None and departure.prompt_tokens is not None
+        if departure is not None and departure.prompt_tokens is not None:
+            told = departure.prompt_tokens * one.requests
+            told_off = departure.prompt_deviation_tokens * one.requests
+            if off or abs(told - prompt) > 3 * told_off:
+                prompt, off = told, told_off
+        self._prompts.tokens -= prompt
+        self._generated.tokens -= one.generated_tokens
+        self._prompts.doubt_counters(off + 1)
+        self._generated.doubt_counters(0.35 * reach * one.requests + 1)
+        self._prompts.doubt_book(prompt - one.prompt_tokens)
+        self._doubt(one, origin, sure=sure)
 
     def _queue(self, now: LedgerCounters, passed: LedgerCounters) -> Queue | None:
         book = self.cohorts

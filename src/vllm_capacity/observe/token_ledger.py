@@ -13,11 +13,13 @@ idle.
 """
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from vllm_capacity.observe.admission import Samples
 from vllm_capacity.observe.cohorts import NOBODY, Cohort, CohortBook
-from vllm_capacity.observe.engine_snapshot import EngineSnapshot, Histogram
+from vllm_capacity.observe.engine_snapshot import EngineSnapshot
 from vllm_capacity.observe.hang_ups import HangUpWatch
 from vllm_capacity.observe.ledger_book import LedgerBook
 from vllm_capacity.observe.ledger_counters import LedgerCounters, began_anew
@@ -111,7 +113,14 @@ class TokenLedger:
         elif before is None or restarted or not self._is_followed:
             self._begin(now)
         else:
-            self._book.follow(before, now, hang_ups, pending_tokens=self._pending(now))
+            self._book.follow(
+                before,
+                now,
+                hang_ups,
+                pending_tokens=self._pending(now),
+                samples=Samples(snapshot.request_params_n),
+                block_size=snapshot.block_size_tokens,
+            )
             self._unknown = self._unknown and self._is_still_unknown(now)
         return self._reading(now, snapshot, restarted=restarted)
 
@@ -139,16 +148,17 @@ class TokenLedger:
         self._unknown = requests > now.running
         self._is_followed = not self._unknown
         if self._unknown and now.finished and now.waiting == 0:
-            self._book.cohorts.admit(_mean_ones(now))
+            self._book.begin(_mean_ones(now))
             self._is_followed = True
         elif 0 < requests <= now.running:
-            self._book.cohorts.admit(
+            cached = now.cached_tokens - now.finished_cached_tokens
+            self._book.begin(
                 Cohort(
                     now.taken_at_seconds,
                     requests,
                     now.prompt_tokens - now.finished_prompt_tokens,
-                    now.cached_tokens - now.finished_cached_tokens,
                     now.generated_tokens - now.finished_generated_tokens,
+                    hits={max(0.0, cached) / requests: requests},
                 )
             )
 
@@ -174,8 +184,7 @@ class TokenLedger:
             )
         holding = book.holding(running)
         beyond = max(0.0, book.requests - running)
-        samples = _samples(snapshot.request_params_n)
-        resident, variance = _resident(holding, samples, is_cut=beyond > NOBODY)
+        resident, variance = _resident(holding, is_cut=beyond > NOBODY)
         without = running - sum(cohort.requests * part for cohort, part in holding)
         if without > 0.5:
             more = self._not_in_the_book(now, without)
@@ -186,7 +195,7 @@ class TokenLedger:
         if snapshot.total_blocks is not None:
             most = max(0.0, snapshot.total_blocks * block - running * (block - 1) / 2)
         resident = min(resident, most)
-        width = _DEVIATIONS * math.sqrt(variance + samples * running * block * block / 12) + block
+        width = _DEVIATIONS * math.sqrt(variance + running * block * block / 12) + block
         state, reason = self._state(now, beyond)
         return LedgerReading(
             in_flight_tokens=sum(c.prompt_tokens + c.generated_tokens for c in book.cohorts),
@@ -258,49 +267,36 @@ def _mean_ones(now: LedgerCounters) -> Cohort:
         now.taken_at_seconds - now.finished_seconds / now.finished / 2,
         now.running,
         now.finished_prompt_tokens * share,
-        now.finished_cached_tokens * share,
         now.finished_generated_tokens * share / 2,
+        hits={now.finished_cached_tokens / now.finished: float(now.running)},
         prompt_is_exact=False,
         lost=True,
     )
 
 
-def _resident(
-    holding: list[tuple[Cohort, float]], samples: float, *, is_cut: bool
-) -> tuple[float, float]:
-    """Tokens that requests hold of their own and a copy of what they share; their variance.
+def _resident(holding: list[tuple[Cohort, float]], *, is_cut: bool) -> tuple[float, float]:
+    """Tokens in blocks, each that is shared counted once; their variance.
 
-    The ``samples`` of one request share its prompt, which the first of them computed: no copy more
-    unless that one is gone. What else came from the prefix cache is taken for one prefix that all
-    share and that somebody computed who is gone: one copy more.
+    Those from the prefix cache are one copy for every length that was found: what was found to the
+    same length is taken for the same prefix, and that somebody computed it who is gone.
 
     Where some past their first token hold nothing (``is_cut``), the youngest that does may already
     have lost its blocks, or the next one have got them back.
     """
-    requests = own = prompts = cached = squared = orphaned = variance = 0.0
+    own = variance = 0.0
+    found: Counter[float] = Counter()
     for cohort, part in holding:
-        computed = cohort.prompt_tokens - cohort.cached_tokens
-        orphaned += part * max(0.0, cohort.prompt_tokens / cohort.copies - computed)
-        requests += cohort.requests * part
-        prompts += part * cohort.prompt_tokens
-        own += part * (computed + cohort.generated_tokens)
-        cached += part * cohort.cached_tokens
-        squared += part * cohort.cached_tokens**2 / cohort.requests
+        requests = cohort.requests * part
+        families = cohort.families_of(requests)
+        own += part * (cohort.prompt_tokens + cohort.generated_tokens)
+        own -= (requests - families) * cohort.sibling_tokens
+        for tokens, n in cohort.hits.items():
+            found[tokens] += n * families / cohort.families  # type: ignore[assignment]
         variance += part * part * cohort.variance
     if holding and is_cut:
         variance += holding[-1][0].tokens_of_one ** 2 / 12
-    of_siblings = min(cached, prompts * (1 - 1 / samples))
-    variance += (of_siblings / max(1.0, requests)) ** 2
-    prefix = squared / cached if cached else 0.0  # of those who have one
-    shared = prefix * (1 - of_siblings / cached) if cached else 0.0
-    return max(0.0, own) + shared + (orphaned if of_siblings else 0.0), variance
-
-
-def _samples(params_n: Histogram | None) -> float:
-    """Samples of a mean request."""
-    if params_n is None or params_n.count <= 0:
-        return 1.0
-    return max(1.0, params_n.total / params_n.count)
+    repeated = sum(tokens * max(0.0, n - 1) for tokens, n in found.items())
+    return max(0.0, own - repeated), variance
 
 
 def _in_flight(book: CohortBook, running: float) -> tuple[RequestsInFlight, ...]:

@@ -1,0 +1,257 @@
+"""Who came: the requests that got their first token between two scrapes, told apart.
+
+The counters give three sums over them: how many, their prompts, and how much of these came from
+the prefix cache (``v1/metrics/stats.py``, ``IterationStats.update_from_output``). The ``n`` samples
+of one client have one prompt, which the first of them computes, so they leave their mark in the
+third sum: ``n - 1`` times the full blocks of that prompt. What the others find in the cache was
+found by somebody before, as a rule. The likeliest way to make up the sums is taken.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from vllm_capacity.observe.cohorts import Cohort
+from vllm_capacity.observe.engine_snapshot import Histogram
+
+# So likely must one way be among all that are possible.
+_SURE = 0.7
+# Ways to make up the sums grow with the requests; of more, each is a mean one.
+_MOST_TOLD_APART = 10
+_MOST_LENGTHS = 6
+# Requests that are remembered, so that lengths out of use are forgotten.
+_MEMORY = 500.0
+# Admissions after which what is likely is worked out anew.
+_LEARNED_BETWEEN = 16
+
+
+class Arrivals(NamedTuple):
+    """Requests that got their first token between two scrapes, as sums over them.
+
+    Attributes:
+        arrived_seconds: when they came, on average.
+        requests: how many.
+        prompt_tokens, cached_tokens: of them.
+        mean_prompt_tokens: of a request of this engine.
+    """
+
+    arrived_seconds: float
+    requests: int
+    prompt_tokens: float
+    cached_tokens: float
+    mean_prompt_tokens: float
+
+
+class _MakeUp(NamedTuple):
+    """How a sum of cached tokens may be made up.
+
+    Attributes:
+        weight: logarithm of how likely the sum is.
+        likeliest: the same of the likeliest order of lengths alone.
+        lengths: in it, how many requests found so many tokens.
+    """
+
+    weight: float
+    likeliest: float
+    lengths: tuple[tuple[int, int], ...]
+
+    def counts(self) -> dict[float, float]:
+        return {float(tokens): float(requests) for tokens, requests in self.lengths}
+
+
+class PrefixLengths:
+    """How much of a prompt was found in the prefix cache, and how often: nothing as well."""
+
+    def __init__(self) -> None:
+        self._seen: Counter[int] = Counter()
+        self._sums: list[dict[int, _MakeUp]] = []
+        self._learned = 0
+
+    def learn(self, tokens: int) -> None:
+        """One more request that found so many."""
+        self._seen[tokens] += 1
+        self._learned += 1
+        if self._learned >= _LEARNED_BETWEEN or len(self._seen) <= _MOST_LENGTHS:
+            self._sums, self._learned = [], 0
+        if self._seen.total() > _MEMORY:
+            self._seen = Counter({t: n // 2 for t, n in self._seen.items() if n > 1})
+
+    def commonest(self) -> int | None:
+        """What is found most often where anything is."""
+        found = [(n, tokens) for tokens, n in self._seen.items() if tokens]
+        return max(found)[1] if found else None
+
+    def sums(self, requests: int) -> Mapping[int, _MakeUp]:
+        """Every sum that so many requests can make up of known lengths, and the likeliest way."""
+        if not self._sums:
+            self._sums = [{0: _MakeUp(0.0, 0.0, ())}]
+        while len(self._sums) <= requests:
+            self._sums.append(self._longer(self._sums[-1]))
+        return self._sums[requests]
+
+    def _longer(self, shorter: Mapping[int, _MakeUp]) -> dict[int, _MakeUp]:
+        common = dict(self._seen.most_common(_MOST_LENGTHS))
+        common[0] = self._seen[0] + 1
+        total = sum(common.values())
+        longer: dict[int, _MakeUp] = {}
+        for done, way in shorter.items():
+            for tokens, requests in common.items():
+                weight = way.weight + math.log(requests / total)
+                best = longer.get(done + tokens)
+                if best is None or weight > best.likeliest:
+                    lengths = Counter(dict(way.lengths))
+                    lengths[tokens] += 1
+                    both = weight if best is None else _log_add(weight, best.weight)
+                    longer[done + tokens] = _MakeUp(both, weight, tuple(lengths.items()))
+                else:
+                    longer[done + tokens] = best._replace(weight=_log_add(weight, best.weight))
+        return longer
+
+
+def _log_add(one: float, other: float) -> float:
+    high, low = max(one, other), min(one, other)
+    return high + math.log1p(math.exp(low - high))
+
+
+class Samples:
+    """How many samples clients ask for, from the finished ones."""
+
+    def __init__(self, params_n: Histogram | None) -> None:
+        known = params_n is not None and params_n.count > 0
+        self._buckets = params_n.buckets if known and params_n is not None else ()
+        self._count = params_n.count if known and params_n is not None else 0.0
+        mean = params_n.total / params_n.count if known and params_n is not None else 1.0
+        self.mean = max(1.0, mean)
+
+    def log_share(self, n: int) -> float:
+        """Logarithm of the share of clients that ask for ``n``."""
+        below, lower = 0.0, 0.0
+        for bound, cumulated in self._buckets:
+            if n <= bound:
+                width = min(bound, 4 * lower + 4) - lower
+                return math.log((cumulated - below + 0.5 * width) / width / (self._count + 5))
+            below, lower = cumulated, bound
+        return -math.log(self.mean + 1) * n
+
+
+def tell_apart(
+    arrivals: Arrivals, *, lengths: PrefixLengths, samples: Samples, block_size: int | None
+) -> list[Cohort]:
+    """The likeliest cohorts that make up the sums; one of mean requests where none does."""
+    requests = arrivals.requests
+    cached = round(arrivals.cached_tokens)
+    if requests == 1:
+        lengths.learn(cached)
+        return [_singles(arrivals, {float(cached): 1.0})]
+    if cached == 0:
+        return [_singles(arrivals, {0.0: float(requests)})]
+    if requests <= _MOST_TOLD_APART:
+        ways = list(_ways(arrivals, lengths, samples, block_size))
+        if ways:
+            best, cohorts = max(ways, key=lambda way: way[0])
+            if sum(math.exp(weight - best) for weight, _ in ways) < 1 / _SURE:
+                return cohorts
+            return ways[0][1]
+    return [_mean_ones(arrivals, lengths, samples)]
+
+
+def _ways(
+    arrivals: Arrivals, lengths: PrefixLengths, samples: Samples, block_size: int | None
+) -> Iterator[tuple[float, list[Cohort]]]:
+    requests, prompts = arrivals.requests, arrivals.prompt_tokens
+    cached, mean = round(arrivals.cached_tokens), max(1.0, arrivals.mean_prompt_tokens)
+    alone = lengths.sums(requests).get(cached)
+    if alone is not None:
+        weight = alone.weight + requests * samples.log_share(1)
+        yield weight + _log_density(requests, prompts, mean), [_singles(arrivals, alone.counts())]
+    if samples.mean == 1 or not block_size:
+        return
+    for n in range(2, requests + 1):
+        others = requests - n
+        prior = samples.log_share(n) + others * samples.log_share(1) + math.log(others + 1)
+        for found, way in lengths.sums(others + 1).items():
+            blocks, rest = divmod(cached - found, (n - 1) * block_size)
+            if blocks <= 0 or rest:
+                continue
+            split = _split(arrivals, n, blocks * block_size, way, block_size)
+            if split is not None:
+                prompt = split[0].prompt_tokens / n
+                likely = -prompt / mean - math.log(mean)
+                if others:
+                    likely += math.log(block_size)
+                    likely += _log_density(others, prompts - n * prompt, mean)
+                yield prior + way.weight + likely, split
+
+
+def _split(
+    arrivals: Arrivals, n: int, sibling_tokens: int, way: _MakeUp, block_size: int
+) -> list[Cohort] | None:
+    """``n`` samples of one prompt, and the others; None if the prompts do not allow it."""
+    others = arrivals.requests - n
+    if others:
+        most = (arrivals.prompt_tokens - others) / n
+        prompt = min(sibling_tokens + (block_size + 1) / 2, most)
+    else:
+        prompt = arrivals.prompt_tokens / n
+    if not sibling_tokens < prompt <= sibling_tokens + block_size or (
+        not others and prompt != round(prompt)
+    ):
+        return None
+    counts = way.counts()
+    own = min(counts) if others else next(iter(counts))
+    if own > sibling_tokens:
+        return None
+    counts[own] -= 1
+    family = Cohort(
+        arrivals.arrived_seconds,
+        float(n),
+        n * prompt,
+        families=1.0,
+        sibling_tokens=float(sibling_tokens),
+        hits={own: 1.0},
+        prompt_is_exact=not others,
+    )
+    if not others:
+        return [family]
+    rest = arrivals._replace(requests=others, prompt_tokens=arrivals.prompt_tokens - n * prompt)
+    alone = _singles(rest, {tokens: number for tokens, number in counts.items() if number})
+    alone.prompt_is_exact = False
+    return [family, alone]
+
+
+def _log_density(requests: int, prompt_tokens: float, mean: float) -> float:
+    """Of a sum of prompts, each as likely as an exponential distribution has it."""
+    total = max(1.0, prompt_tokens)
+    return (
+        (requests - 1) * math.log(total)
+        - total / mean
+        - requests * math.log(mean)
+        - math.lgamma(requests)
+    )
+
+
+def _singles(arrivals: Arrivals, hits: dict[float, float]) -> Cohort:
+    requests = float(arrivals.requests)
+    return Cohort(
+        arrivals.arrived_seconds, requests, arrivals.prompt_tokens, families=requests, hits=hits
+    )
+
+
+def _mean_ones(arrivals: Arrivals, lengths: PrefixLengths, samples: Samples) -> Cohort:
+    """Requests of which each is a mean one: as many samples, as much from the cache."""
+    requests, cached = float(arrivals.requests), arrivals.cached_tokens
+    families = max(1.0, requests / samples.mean)
+    of_siblings = min(cached, arrivals.prompt_tokens * (1 - families / requests))
+    rest = cached - of_siblings
+    length = float(lengths.commonest() or 0)
+    length = max(length, rest / families)
+    finders = rest / length if length else 0.0
+    return Cohort(
+        arrivals.arrived_seconds,
+        requests,
+        arrivals.prompt_tokens,
+        families=families,
+        sibling_tokens=of_siblings / (requests - families) if families < requests else 0.0,
+        hits={length: finders, 0.0: families - finders} if length else {0.0: families},
+    )
