@@ -22,6 +22,10 @@ _MOST_TOLD_APART = 10
 _MOST_LENGTHS = 6
 # Requests that are remembered, so that lengths out of use are forgotten.
 _MEMORY = 500.0
+# Clients of the present that the share of ``n`` samples rests on, at least; and as many of them the
+# past is worth.
+_RECENT = 100
+_PAST = 5.0
 # Admissions after which what is likely is worked out anew.
 _LEARNED_BETWEEN = 16
 
@@ -115,24 +119,47 @@ def _log_add(one: float, other: float) -> float:
 
 
 class Samples:
-    """How many samples clients ask for, from the finished ones."""
+    """How many samples clients asked for lately, from those that finished."""
 
-    def __init__(self, params_n: Histogram | None) -> None:
-        known = params_n is not None and params_n.count > 0
-        self._buckets = params_n.buckets if known and params_n is not None else ()
-        self._count = params_n.count if known and params_n is not None else 0.0
-        mean = params_n.total / params_n.count if known and params_n is not None else 1.0
-        self.mean = max(1.0, mean)
+    def __init__(self) -> None:
+        self._older: Histogram | None = None
+        self._old: Histogram | None = None
+        self._now: Histogram | None = None
+
+    def record(self, params_n: Histogram | None) -> None:
+        """Take the histogram of ``request_params_n`` into account."""
+        before, self._now = self._now, params_n
+        if params_n is None or before is None or params_n.count < before.count:
+            self._older = self._old = params_n
+        elif self._old is not None and params_n.count - self._old.count >= _RECENT:
+            self._older, self._old = self._old, params_n
+
+    @property
+    def mean(self) -> float:
+        """Samples of a client lately; of all there were while there were few."""
+        now, then = self._now, self._older
+        if now is None or then is None or not now.count:
+            return 1.0
+        count, total = now.count - then.count, now.total - then.total
+        # The past counts as much as a few of the present.
+        return max(1.0, (total + _PAST * now.total / now.count) / (count + _PAST))
 
     def log_share(self, n: int) -> float:
         """Logarithm of the share of clients that ask for ``n``."""
-        below, lower = 0.0, 0.0
-        for bound, cumulated in self._buckets:
+        now, then = self._now, self._older
+        if now is None or then is None or not now.count:
+            return -n * math.log(2)
+        earlier = dict(then.buckets)
+        below = below_then = lower = 0.0
+        for bound, cumulated in now.buckets:
             if n <= bound:
-                width = min(bound, 4 * lower + 4) - lower
-                return math.log((cumulated - below + 0.5 * width) / width / (self._count + 5))
-            below, lower = cumulated, bound
-        return -math.log(self.mean + 1) * n
+                width = min(bound, 2 * n) - lower
+                recent = cumulated - earlier.get(bound, 0.0) - (below - below_then)
+                past = (cumulated - below) / now.count
+                share = (recent + _PAST * past + 0.05 * width) / width
+                return math.log(share / (now.count - then.count + _PAST + 1))
+            below, below_then, lower = cumulated, earlier.get(bound, 0.0), bound
+        return -n * math.log(1 + self.mean)
 
 
 def tell_apart(
@@ -167,6 +194,7 @@ def _ways(
         yield weight + _log_density(requests, prompts, mean), [_singles(arrivals, alone.counts())]
     if samples.mean == 1 or not block_size:
         return
+    yield from _ways_of_two(arrivals, lengths, samples, block_size)
     for n in range(2, requests + 1):
         others = requests - n
         prior = samples.log_share(n) + others * samples.log_share(1) + math.log(others + 1)
@@ -177,11 +205,57 @@ def _ways(
             split = _split(arrivals, n, blocks * block_size, way, block_size)
             if split is not None:
                 prompt = split[0].prompt_tokens / n
-                likely = -prompt / mean - math.log(mean)
+                likely = _log_density(1, prompt, mean)
                 if others:
                     likely += math.log(block_size)
                     likely += _log_density(others, prompts - n * prompt, mean)
                 yield prior + way.weight + likely, split
+
+
+def _ways_of_two(
+    arrivals: Arrivals, lengths: PrefixLengths, samples: Samples, block_size: int
+) -> Iterator[tuple[float, list[Cohort]]]:
+    """Two clients with all requests between them."""
+    requests, prompts, mean = arrivals.requests, arrivals.prompt_tokens, arrivals.mean_prompt_tokens
+    common = sorted(lengths.sums(2).items(), key=lambda each: -each[1].weight)[:_MOST_LENGTHS]
+    for n in range(2, requests // 2 + 1):
+        m = requests - n
+        prior = samples.log_share(n) + samples.log_share(m) + math.log(1 + (n != m))
+        for found, way in common:
+            left, rest = divmod(round(arrivals.cached_tokens) - found, block_size)
+            if rest or left <= 0:
+                continue
+            for first in range(1, left // (n - 1)):
+                second, rest = divmod(left - first * (n - 1), m - 1)
+                room = prompts - block_size * (n * first + m * second)
+                if rest or not requests <= room <= block_size * requests:
+                    continue
+                # The prompts beyond their full blocks, each as likely as the other.
+                tail = room / requests
+                one, other = block_size * first + tail, block_size * second + tail
+                likely = _log_density(1, one, mean) + _log_density(1, other, mean)
+                lengths_of_two = sorted(t for t, number in way.lengths for _ in range(number))
+                yield (
+                    prior + way.weight + likely + math.log(block_size / max(n, m)),
+                    [
+                        _family(arrivals, n, one, block_size * first, lengths_of_two[0], tail),
+                        _family(arrivals, m, other, block_size * second, lengths_of_two[1], tail),
+                    ],
+                )
+
+
+def _family(
+    arrivals: Arrivals, n: int, prompt: float, sibling_tokens: int, found: int, off: float
+) -> Cohort:
+    return Cohort(
+        arrivals.arrived_seconds,
+        float(n),
+        n * prompt,
+        families=1.0,
+        sibling_tokens=float(sibling_tokens),
+        hits={float(found): 1.0},
+        prompt_off_tokens=off / 2,
+    )
 
 
 def _split(
@@ -203,32 +277,21 @@ def _split(
     if own > sibling_tokens:
         return None
     counts[own] -= 1
-    family = Cohort(
-        arrivals.arrived_seconds,
-        float(n),
-        n * prompt,
-        families=1.0,
-        sibling_tokens=float(sibling_tokens),
-        hits={own: 1.0},
-        prompt_is_exact=not others,
-    )
+    off = block_size / math.sqrt(3) if others else 0.0
+    family = _family(arrivals, n, prompt, sibling_tokens, round(own), off)
     if not others:
         return [family]
     rest = arrivals._replace(requests=others, prompt_tokens=arrivals.prompt_tokens - n * prompt)
     alone = _singles(rest, {tokens: number for tokens, number in counts.items() if number})
-    alone.prompt_is_exact = False
+    alone.prompt_off_tokens = n * off / 2 / others
     return [family, alone]
 
 
 def _log_density(requests: int, prompt_tokens: float, mean: float) -> float:
-    """Of a sum of prompts, each as likely as an exponential distribution has it."""
-    total = max(1.0, prompt_tokens)
-    return (
-        (requests - 1) * math.log(total)
-        - total / mean
-        - requests * math.log(mean)
-        - math.lgamma(requests)
-    )
+    """Of a sum of prompts: each as likely as a gamma distribution of shape 2 has it."""
+    total, shape = max(1.0, prompt_tokens), 2 * requests
+    scaled = 2 * total / mean
+    return (shape - 1) * math.log(scaled) - scaled + math.log(2 / mean) - math.lgamma(shape)
 
 
 def _singles(arrivals: Arrivals, hits: dict[float, float]) -> Cohort:

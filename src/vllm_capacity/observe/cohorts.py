@@ -6,6 +6,7 @@ at the head of the queue (``v1/core/sched/scheduler.py``, ``Scheduler.schedule``
 ``_preempt_request``), so of all requests past their first token those that run are the oldest.
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -35,7 +36,7 @@ class Cohort:
         families: how many clients they belong to; as many as ``requests`` without siblings.
         sibling_tokens: tokens of each prompt whose blocks siblings share.
         hits: how many families found so many tokens of their prompt in the prefix cache.
-        prompt_is_exact: whether the sum of prompts is theirs, not a share of a larger cohort's.
+        prompt_off_tokens: how far the prompt of one may be off although the sum is what it is.
         lost: whether some hung up of whom only guesses say how long they were.
         variance: of the sum of tokens for that reason, in tokens squared.
     """
@@ -47,7 +48,7 @@ class Cohort:
     families: float = 0.0
     sibling_tokens: float = 0.0
     hits: dict[float, float] = field(default_factory=dict)
-    prompt_is_exact: bool = True
+    prompt_off_tokens: float = 0.0
     lost: bool = False
     variance: float = 0.0
 
@@ -59,12 +60,27 @@ class Cohort:
         """Prompt and generated tokens of a mean request."""
         return (self.prompt_tokens + self.generated_tokens) / self.requests
 
+    @property
+    def prompt_of_one(self) -> float:
+        """Prompt tokens of a mean request."""
+        return self.prompt_tokens / self.requests
+
     def prompt_variance(self) -> float:
         """How far the prompt of one may be from the mean, squared."""
-        if self.families < 1 + NOBODY and self.prompt_is_exact:
-            return 1.0
-        spread = SPREAD * self.prompt_tokens / self.requests
-        return 1.0 + spread * spread
+        off = 1.0 + self.prompt_off_tokens**2
+        if self.families < 1 + NOBODY:
+            return off
+        return off + (SPREAD * self.prompt_of_one) ** 2
+
+    def cached_of_one(self) -> tuple[float, float]:
+        """Tokens that a mean request found in the prefix cache, and how far that may be off, squared."""
+        found = sum(tokens * n for tokens, n in self.hits.items())
+        squares = sum(tokens * tokens * n for tokens, n in self.hits.items())
+        siblings = max(0.0, self.requests - self.families)
+        total = found + siblings * self.sibling_tokens
+        squares += siblings * self.sibling_tokens**2
+        mean = total / self.requests
+        return mean, max(0.0, squares / self.requests - mean * mean)
 
     def families_of(self, requests: float) -> float:
         """To how many families so many of them belong: the last sample of one takes it away."""
@@ -84,7 +100,7 @@ class Cohort:
             families=self.families_of(self.requests * part),
             sibling_tokens=self.sibling_tokens,
             hits={tokens: n * (1 - stay) for tokens, n in self.hits.items()} if stay < 1 else {},
-            prompt_is_exact=self.prompt_is_exact and self.families < 1 + NOBODY,
+            prompt_off_tokens=math.sqrt(self.prompt_variance() - 1),
             lost=self.lost,
         )
         self.requests -= taken.requests
@@ -109,7 +125,7 @@ class Cohort:
         self.prompt_tokens += other.prompt_tokens
         self.generated_tokens += other.generated_tokens
         self.hits = dict(Counter(self.hits) + Counter(other.hits))  # type: ignore[arg-type]
-        self.prompt_is_exact = False
+        self.prompt_off_tokens = max(self.prompt_off_tokens, other.prompt_off_tokens)
         self.lost = self.lost or other.lost
         self.variance += other.variance
 
@@ -177,7 +193,7 @@ class CohortBook:
                 older = cohort.take(within)
                 older.variance = cohort.variance * share
                 cohort.variance -= older.variance
-                cohort.prompt_is_exact = False
+                cohort.prompt_off_tokens = older.prompt_off_tokens
                 self.cohorts.insert(index, older)
                 return
             start += cohort.requests

@@ -75,12 +75,16 @@ class Departure:
         if generated is not None:
             generated -= sum(c.generated + self.reach_tokens / 2 for c in some)
             generated /= left
+        cached = self.cached_tokens
+        if cached is not None:
+            cached = (cached - sum(c.cached for c in some)) / left
         return replace(
             self,
             requests=1,
             arrived_seconds=arrived,
             prompt_tokens=prompts,
             generated_tokens=generated,
+            cached_tokens=cached,
         )
 
     def of_one(self) -> "Departure":
@@ -91,6 +95,7 @@ class Departure:
             requests=1,
             prompt_tokens=None if self.prompt_tokens is None else self.prompt_tokens / n,
             generated_tokens=None if self.generated_tokens is None else self.generated_tokens / n,
+            cached_tokens=None if self.cached_tokens is None else self.cached_tokens / n,
         )
 
 
@@ -201,11 +206,14 @@ class _Candidate:
     doubted_variance: float
     generated: float
     prior: float
+    cached: float = 0.0
+    cached_variance: float = 0.0
     is_family: bool = False
 
 
 def _of_cohort(cohort: Cohort, with_siblings: bool) -> _Candidate:  # noqa: FBT001
     requests = cohort.requests
+    cached, cached_variance = cohort.cached_of_one()
     room = cohort.families if with_siblings else requests
     return _Candidate(
         cohort=cohort,
@@ -218,6 +226,8 @@ def _of_cohort(cohort: Cohort, with_siblings: bool) -> _Candidate:  # noqa: FBT0
         doubted_variance=1.0 + (SPREAD * cohort.prompt_tokens / requests) ** 2,
         generated=cohort.generated_tokens / requests,
         prior=-2 * math.log(room),
+        cached=cached,
+        cached_variance=cached_variance,
         is_family=cohort.families < 1 + NOBODY < requests,
     )
 
@@ -258,6 +268,9 @@ def _misfits(
     generated = (departure.generated_tokens or 0.0) + count * departure.reach_tokens / 2
     generated -= sum(c.generated for c in rest)
     generated_variance = (0.35 * departure.reach_tokens + 1.0) ** 2 * count
+    no_cached = departure.cached_tokens is None
+    cached = (departure.cached_tokens or 0.0) - sum(c.cached for c in rest)
+    cached_spread = 1.0 + sum(c.cached_variance for c in rest)
     misfits = []
     for c in candidates:
         cost = c.prior if c not in rest or c.room - rest.count(c) >= 0.5 else math.inf
@@ -272,14 +285,22 @@ def _misfits(
         if not no_prompt:
             miss = (c.prompt - prompt) ** 2
             variance, doubted = spread + c.prompt_variance, spread + c.doubted_variance
-            cost += min(
-                miss / variance + math.log(variance),
-                miss / doubted + math.log(doubted) + _DOUBT,
-            )
+            cost += _cost(miss, variance, doubted)
+        if not no_cached:
+            variance = cached_spread + c.cached_variance
+            cost += _cost((c.cached - cached) ** 2, variance, variance + c.doubted_variance)
         if not no_output:
             cost += (c.generated - generated) ** 2 / generated_variance
         misfits.append(cost)
     return misfits
+
+
+def _cost(miss: float, variance: float, doubted_variance: float) -> float:
+    """Of a miss squared, by a normal distribution; what the book says may be wrong."""
+    return min(
+        miss / variance + math.log(variance),
+        miss / doubted_variance + math.log(doubted_variance) + _DOUBT,
+    )
 
 
 def _no_more_than_there_are(

@@ -274,12 +274,12 @@ class LedgerBook:
         self, one: Cohort, origin: Cohort, reach: float, departure: Departure | None
     ) -> None:
         """Count one out who hung up, or the samples of one, and remember how sure that is."""
-        prompt, off = one.prompt_tokens, 0.0 if one.prompt_is_exact else SPREAD * one.prompt_tokens
+        prompt, off = one.prompt_tokens, one.prompt_off_tokens * one.requests
         sure = departure is not None and departure.prompt_tokens is not None
         if departure is not None and departure.prompt_tokens is not None:
             told = departure.prompt_tokens * one.requests
             told_off = departure.prompt_deviation_tokens * one.requests
-            if off or abs(told - prompt) > 3 * told_off:
+            if off > told_off or abs(told - prompt) > 3 * told_off:
                 prompt, off = told, told_off
         self._prompts.tokens -= prompt
         self._generated.tokens -= one.generated_tokens

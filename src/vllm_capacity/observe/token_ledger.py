@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from vllm_capacity.observe.admission import Samples
-from vllm_capacity.observe.cohorts import NOBODY, Cohort, CohortBook
+from vllm_capacity.observe.cohorts import NOBODY, SPREAD, Cohort, CohortBook
 from vllm_capacity.observe.engine_snapshot import EngineSnapshot
 from vllm_capacity.observe.hang_ups import HangUpWatch
 from vllm_capacity.observe.ledger_book import LedgerBook
@@ -84,6 +84,7 @@ class TokenLedger:
     def __init__(self) -> None:
         self._book = LedgerBook()
         self._watch = HangUpWatch()
+        self._samples = Samples()
         self._before: LedgerCounters | None = None
         self._started_seconds: float | None = None
         self._unknown = True
@@ -107,6 +108,7 @@ class TokenLedger:
         self._started_seconds = snapshot.process_start_time_seconds
         server = snapshot.server
         sole = server is not None and server.engines == 1  # else nobody knows whose they were
+        self._samples.record(snapshot.request_params_n)
         hang_ups = self._watch.record(server if sole else None)
         if now.running == 0 and now.waiting == 0:
             self._anchor(now)
@@ -118,7 +120,7 @@ class TokenLedger:
                 now,
                 hang_ups,
                 pending_tokens=self._pending(now),
-                samples=Samples(snapshot.request_params_n),
+                samples=self._samples,
                 block_size=snapshot.block_size_tokens,
             )
             self._unknown = self._unknown and self._is_still_unknown(now)
@@ -269,7 +271,7 @@ def _mean_ones(now: LedgerCounters) -> Cohort:
         now.finished_prompt_tokens * share,
         now.finished_generated_tokens * share / 2,
         hits={now.finished_cached_tokens / now.finished: float(now.running)},
-        prompt_is_exact=False,
+        prompt_off_tokens=SPREAD * now.finished_prompt_tokens / now.finished,
         lost=True,
     )
 
