@@ -23,6 +23,23 @@ TokenSum = Literal["prompt_tokens", "generated_tokens"]
 
 
 @dataclass(slots=True)
+class Origin:
+    """What the counters say of all that are left of those who came between two scrapes.
+
+    Attributes:
+        arrived_seconds: when they arrived, on average.
+        requests, prompt_tokens, cached_tokens: sums over them.
+        is_exact: whether everybody who left could be told.
+    """
+
+    arrived_seconds: float
+    requests: float
+    prompt_tokens: float
+    cached_tokens: float
+    is_exact: bool = True
+
+
+@dataclass(slots=True)
 class Cohort:
     """Requests that received their first token between two scrapes, as sums over them.
 
@@ -35,10 +52,12 @@ class Cohort:
         prompt_tokens, generated_tokens: their tokens.
         families: how many clients they belong to; as many as ``requests`` without siblings.
         sibling_tokens: tokens of each prompt whose blocks siblings share.
+        finders: how many found those in the cache, since a sibling had computed them.
         hits: how many families found so many tokens of their prompt in the prefix cache.
         prompt_off_tokens: how far the prompt of one may be off although the sum is what it is.
         lost: whether some hung up of whom only guesses say how long they were.
         variance: of the sum of tokens for that reason, in tokens squared.
+        origin: the sums that it was told apart from, where they are known.
     """
 
     arrived_seconds: float
@@ -47,13 +66,17 @@ class Cohort:
     generated_tokens: float = 0.0
     families: float = 0.0
     sibling_tokens: float = 0.0
+    finders: float = -1.0
     hits: dict[float, float] = field(default_factory=dict)
     prompt_off_tokens: float = 0.0
     lost: bool = False
     variance: float = 0.0
+    origin: Origin | None = None
 
     def __post_init__(self) -> None:
         self.families = self.families or self.requests
+        if self.finders < 0:
+            self.finders = self.requests - self.families
 
     @property
     def tokens_of_one(self) -> float:
@@ -76,9 +99,9 @@ class Cohort:
         """Tokens that a mean request found in the prefix cache, and how far that may be off, squared."""
         found = sum(tokens * n for tokens, n in self.hits.items())
         squares = sum(tokens * tokens * n for tokens, n in self.hits.items())
-        siblings = max(0.0, self.requests - self.families)
-        total = found + siblings * self.sibling_tokens
-        squares += siblings * self.sibling_tokens**2
+        finders = min(self.finders, self.requests)
+        total = found + finders * self.sibling_tokens
+        squares += finders * self.sibling_tokens**2
         mean = total / self.requests
         return mean, max(0.0, squares / self.requests - mean * mean)
 
@@ -99,14 +122,17 @@ class Cohort:
             self.generated_tokens * part,
             families=self.families_of(self.requests * part),
             sibling_tokens=self.sibling_tokens,
+            finders=self.finders * part,
             hits={tokens: n * (1 - stay) for tokens, n in self.hits.items()} if stay < 1 else {},
             prompt_off_tokens=math.sqrt(self.prompt_variance() - 1),
             lost=self.lost,
+            origin=self.origin,
         )
         self.requests -= taken.requests
         self.prompt_tokens -= taken.prompt_tokens
         self.generated_tokens -= taken.generated_tokens
         self.families *= stay
+        self.finders -= taken.finders
         self.hits = {tokens: n * stay for tokens, n in self.hits.items()} if stay > 0 else {}
         return taken
 
@@ -122,12 +148,14 @@ class Cohort:
             self.sibling_tokens = shared / (siblings + others)
         self.requests = both
         self.families += other.families
+        self.finders += other.finders
         self.prompt_tokens += other.prompt_tokens
         self.generated_tokens += other.generated_tokens
         self.hits = dict(Counter(self.hits) + Counter(other.hits))  # type: ignore[arg-type]
         self.prompt_off_tokens = max(self.prompt_off_tokens, other.prompt_off_tokens)
         self.lost = self.lost or other.lost
         self.variance += other.variance
+        self.origin = None
 
     def found(self, cached_tokens: float, taken: "Cohort") -> None:
         """One of them turns out to have found so much: correct who is left and who was taken."""

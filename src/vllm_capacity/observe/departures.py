@@ -9,12 +9,15 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import NamedTuple
 
 from vllm_capacity.observe.cohorts import NOBODY, SPREAD, Cohort, CohortBook
 
 # Looking for the best set of cohorts costs requests × cohorts; beyond that each is a mean one.
 _MOST_SEARCHED = 4
+# Pairs of clients that may have left together are tried among so many.
+_MOST_FAMILIES = 12
 # Prompts in the book may be wrong after a wrong guess: one time in twenty, as a log-likelihood.
 _DOUBT = 2 * math.log(20)
 
@@ -50,6 +53,7 @@ class Departure:
         reach_tokens: what one that runs generated between the two scrapes.
         cached_tokens: of their prompts, from the prefix cache; None where not known.
         queue: requests without a first token that they may have been instead.
+        clients: of how many clients the last sample left; None where not known.
         with_siblings: whether each leaves with all samples of its client.
     """
 
@@ -62,6 +66,7 @@ class Departure:
     reach_tokens: float = 0.0
     cached_tokens: float | None = None
     queue: "Queue | None" = None
+    clients: float | None = None
     with_siblings: bool = False
 
     def without(self, some: "Sequence[_Candidate]") -> "Departure":
@@ -120,10 +125,20 @@ def depart(book: CohortBook, departure: Departure) -> list[tuple[Cohort, Cohort]
             for cohort in stay:
                 most = cohort.prompt_tokens - cohort.requests
                 cohort.prompt_tokens -= min(surplus / len(stay), most)
-        if departure.cached_tokens is not None and departure.requests == 1:
-            one, cohort = taken[0]
-            cohort.found(departure.cached_tokens, one)
+        if departure.cached_tokens is not None:
+            found_by(taken, departure.cached_tokens)
     return taken
+
+
+def found_by(taken: Sequence[tuple[Cohort, Cohort]], cached_tokens: float) -> None:
+    """Those who left turn out to have found so much in the prefix cache, all of one cohort."""
+    one, cohort = taken[0]
+    if len(taken) == 1:
+        cohort.found(cached_tokens, one)
+    if one.sibling_tokens and all(each is cohort for _, each in taken):
+        gone = sum(each.finders for each, _ in taken)
+        finders = round(cached_tokens / one.sibling_tokens)
+        cohort.finders = min(cohort.requests, max(0.0, cohort.finders + gone - finders))
 
 
 def _those_who_stay(book: CohortBook, taken: Sequence[tuple[Cohort, Cohort]]) -> list[Cohort]:
@@ -147,15 +162,32 @@ def _likeliest(book: CohortBook, departure: Departure) -> list[Cohort | None]:
     if not candidates:
         return []
     count = departure.requests
-    starts: list[tuple[_Candidate, ...]] = [()]
-    if not departure.with_siblings:
-        starts += [(c,) * round(c.room) for c in candidates if c.is_family and c.room < count + 0.5]
+    starts = _starts(candidates, departure)
     costs = _misfits(departure.of_one(), candidates, ())
     found = [_filled_up(departure, candidates, costs, start) for start in starts]
     chosen = found[0]
     if len(found) > 1:
         chosen = min(found, key=lambda each: _misfit_of_all(departure, each))
     return _no_more_than_there_are(chosen, candidates, costs)
+
+
+def _starts(
+    candidates: Sequence["_Candidate"], departure: "Departure"
+) -> list[tuple["_Candidate", ...]]:
+    """Nobody; or all samples of one client, or of two."""
+    if departure.with_siblings:
+        return [()]
+    families = [
+        (c,) * round(c.room)
+        for c in candidates
+        if c.is_family and c.room < departure.requests + 0.5
+    ]
+    pairs = [
+        (*one, *other)
+        for one, other in combinations(families[-_MOST_FAMILIES:], 2)
+        if len(one) + len(other) <= departure.requests
+    ]
+    return [(), *families, *pairs]
 
 
 def _filled_up(
@@ -181,15 +213,42 @@ def _filled_up(
 
 
 def _misfit_of_all(departure: "Departure", chosen: Sequence["_Candidate"]) -> float:
-    """How badly these together explain the sums."""
-    taken = Counter(chosen)
-    if any(n > c.room + 0.5 for c, n in taken.items()):
-        return math.inf
-    ways = sum(
-        math.lgamma(c.room + 1) - math.lgamma(n + 1) - math.lgamma(max(0.0, c.room - n) + 1)
-        for c, n in taken.items()
-    )
-    return _misfits(departure, chosen[:1], chosen[1:])[0] - chosen[0].prior - 2 * ways
+    """How badly these together explain the sums.
+
+    The more of a cohort leave, the less it matters which of its requests: all of them are known.
+    """
+    cost = arrived = prompts = generated = cached = clients = 0.0
+    spread = cached_spread = doubted = 1.0
+    for c, n in Counter(chosen).items():
+        if n > c.room + 0.5:
+            return math.inf
+        left = n * max(0.0, c.room - n) / max(1.0, c.room - 1)
+        ways = math.lgamma(c.room + 1) - math.lgamma(n + 1) - math.lgamma(c.room - n + 1)
+        cost -= 2 * ways
+        arrived += n * c.arrived
+        prompts += n * c.prompt
+        generated += n * c.generated
+        cached += n * c.cached
+        clients += max(0.0, n - (c.room - c.clients))
+        spread += left * c.prompt_variance + (n - left) * c.prompt_off_variance
+        cached_spread += left * c.cached_variance
+        doubted += n * c.doubted_variance
+    count = departure.requests
+    if departure.clients is not None:
+        cost += _DOUBT * abs(clients - departure.clients)
+    if departure.arrived_seconds is not None:
+        variance = departure.arrived_deviation_seconds**2 * count + NOBODY
+        cost += (arrived - departure.arrived_seconds * count) ** 2 / variance + math.log(variance)
+    if departure.prompt_tokens is not None:
+        cost += _cost((prompts - departure.prompt_tokens) ** 2, spread, spread + doubted)
+    if departure.cached_tokens is not None:
+        miss = (cached - departure.cached_tokens) ** 2
+        cost += _cost(miss, cached_spread, cached_spread + doubted)
+    if departure.generated_tokens is not None:
+        reach = departure.reach_tokens
+        miss = generated + count * reach / 2 - departure.generated_tokens
+        cost += miss * miss / ((0.35 * reach + 1.0) ** 2 * count)
+    return cost
 
 
 @dataclass(slots=True, eq=False)
@@ -208,6 +267,8 @@ class _Candidate:
     prior: float
     cached: float = 0.0
     cached_variance: float = 0.0
+    prompt_off_variance: float = 0.0
+    clients: float = 0.0
     is_family: bool = False
 
 
@@ -228,6 +289,8 @@ def _of_cohort(cohort: Cohort, with_siblings: bool) -> _Candidate:  # noqa: FBT0
         prior=-2 * math.log(room),
         cached=cached,
         cached_variance=cached_variance,
+        prompt_off_variance=cohort.prompt_off_tokens**2,
+        clients=cohort.families,
         is_family=cohort.families < 1 + NOBODY < requests,
     )
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from vllm_capacity.observe.admission import Arrivals, PrefixLengths, Samples, tell_apart
 from vllm_capacity.observe.balance import Balance
-from vllm_capacity.observe.cohorts import NOBODY, SPREAD, Cohort, CohortBook
+from vllm_capacity.observe.cohorts import NOBODY, SPREAD, Cohort, CohortBook, Origin
 from vllm_capacity.observe.departures import Departure, Queue, depart
 from vllm_capacity.observe.hang_ups import HangUps
 from vllm_capacity.observe.ledger_counters import LedgerCounters
@@ -59,6 +59,9 @@ class LedgerBook:
         self._prompts, self._generated = Balance(), Balance()
         self._patience = _Patience()
         self._lengths = PrefixLengths()
+        self._samples = Samples()
+        self._block_size: int | None = None
+        self._mean_prompt_tokens = 1.0
         self._taken_for_queued: deque[Departure] = deque(maxlen=_MOST_DOUBTED)
         self._gaps_at_admission: deque[float] = deque(maxlen=_ADMISSIONS)
 
@@ -97,7 +100,9 @@ class LedgerBook:
         passed = now.since(before)
         for cohort in self.suspects[: max(0, -hang_ups.requests)]:
             self._return(cohort)  # they had finished
-        self._admit(passed, now, samples, block_size)
+        self._samples, self._block_size = samples, block_size
+        self._mean_prompt_tokens = now.prompt_tokens / max(1.0, now.first_tokens)
+        self._admit(passed, now)
         if not book.cohorts:
             return
         reach = _reach(before, now, passed)
@@ -185,13 +190,7 @@ class LedgerBook:
             found += len(taken)
         return found
 
-    def _admit(
-        self,
-        passed: LedgerCounters,
-        now: LedgerCounters,
-        samples: Samples,
-        block_size: int | None,
-    ) -> None:
+    def _admit(self, passed: LedgerCounters, now: LedgerCounters) -> None:
         """Requests that got their first token.
 
         A page is not written in one instant, so prompts may be counted on a page that does not
@@ -207,13 +206,15 @@ class LedgerBook:
                 passed.cached_tokens,
                 now.prompt_tokens / now.first_tokens,
             )
-            for cohort in tell_apart(
-                arrivals, lengths=self._lengths, samples=samples, block_size=block_size
-            ):
+            if self._late_siblings(arrivals):
+                return
+            origin = Origin(arrivals.arrived_seconds, requests, *arrivals[2:4])
+            for cohort in self._told_apart(arrivals, origin):
                 book.admit(cohort)
-        elif book.cohorts:
+        elif book.cohorts and passed.prompt_tokens > 0:
             youngest = book.cohorts[-1]
             youngest.prompt_tokens += passed.prompt_tokens
+            youngest.origin = None
             if passed.cached_tokens > 0:
                 youngest.hits = {passed.cached_tokens / youngest.families: youngest.families}
 
@@ -224,18 +225,18 @@ class LedgerBook:
             return
         prompts = book.total("prompt_tokens")
         both = round(passed.finished_outputs) == requests
-        taken = depart(
-            book,
-            Departure(
-                requests=requests,
-                arrived_seconds=_arrival(now, passed, passed.finished_seconds / requests),
-                arrived_deviation_seconds=0.4 * passed.taken_at_seconds,
-                prompt_tokens=passed.finished_prompt_tokens,
-                cached_tokens=passed.finished_cached_tokens,
-                generated_tokens=passed.finished_generated_tokens if both else None,
-                reach_tokens=reach,
-            ),
+        departure = Departure(
+            requests=requests,
+            arrived_seconds=_arrival(now, passed, passed.finished_seconds / requests),
+            arrived_deviation_seconds=0.4 * passed.taken_at_seconds,
+            prompt_tokens=passed.finished_prompt_tokens,
+            cached_tokens=passed.finished_cached_tokens,
+            generated_tokens=passed.finished_generated_tokens if both else None,
+            reach_tokens=reach,
+            clients=passed.finished_clients,
         )
+        taken = self._family_left(departure) or depart(book, departure)
+        self._tell_again(departure, taken)
         gone = prompts - book.total("prompt_tokens")
         self._prompts.doubt_book(passed.finished_prompt_tokens - gone)
         expected = sum(one.generated_tokens for one, _ in taken) + requests * reach / 2
@@ -265,6 +266,8 @@ class LedgerBook:
         self._patience.lose(queued=queued, served=len(taken))
         self._taken_for_queued.extend([replace(departure.of_one(), queue=None)] * queued)
         for one, cohort in taken:
+            if one.origin is not None:
+                one.origin.is_exact = False
             one.generated_tokens += one.requests * reach / 2
             self.suspects.append(one)
             self._leave(one, cohort, reach, None if queued else departure.of_one())
@@ -287,6 +290,166 @@ class LedgerBook:
         self._generated.doubt_counters(0.35 * reach * one.requests + 1)
         self._prompts.doubt_book(prompt - one.prompt_tokens)
         self._doubt(one, origin, sure=sure)
+
+    def _late_siblings(self, arrivals: Arrivals) -> bool:
+        """Whether these are samples of a client whose first ones came with the scrape before.
+
+        They found all that can be found of one prompt.
+        """
+        requests, block_size = arrivals.requests, self._block_size
+        prompt, rest = divmod(arrivals.prompt_tokens, requests)
+        if self._samples.mean == 1 or not block_size or rest or not self.cohorts.cohorts:
+            return False
+        siblings = (prompt - 1) // block_size * block_size
+        origin = self.cohorts.cohorts[-1].origin
+        if not siblings or arrivals.cached_tokens != requests * siblings or origin is None:
+            return False
+        members = [c for c in self.cohorts.cohorts if c.origin is origin]
+        there = sum(c.requests for c in members)
+        if not origin.is_exact or abs(there - origin.requests) > 0.5:
+            return False
+        both = Arrivals(
+            origin.arrived_seconds,
+            round(there) + requests,
+            origin.prompt_tokens + arrivals.prompt_tokens,
+            origin.cached_tokens + arrivals.cached_tokens,
+            arrivals.mean_prompt_tokens,
+        )
+        again = self._told_apart(both, origin)
+        if not any(
+            c.requests > requests
+            and c.families < 1 + NOBODY
+            and abs(c.prompt_of_one - prompt) <= 2 * c.prompt_off_tokens + 1
+            for c in again
+        ):
+            return False
+        origin.requests, origin.prompt_tokens, origin.cached_tokens = both[1:4]
+        self._replace(members, again)
+        return True
+
+    def _replace(self, members: list[Cohort], again: list[Cohort]) -> None:
+        """Put cohorts in the place of others; together they have generated as much."""
+        there = sum(c.requests for c in again)
+        generated = sum(c.generated_tokens for c in members) / there
+        variance = sum(c.variance for c in members) / there
+        at = self.cohorts.cohorts.index(members[0])
+        self.cohorts.cohorts = [c for c in self.cohorts.cohorts if c not in members]
+        for cohort in again:
+            cohort.generated_tokens = generated * cohort.requests
+            cohort.variance = variance * cohort.requests
+        self.cohorts.cohorts[at:at] = again
+
+    def _told_apart(self, arrivals: Arrivals, origin: Origin) -> list[Cohort]:
+        cohorts = tell_apart(
+            arrivals, lengths=self._lengths, samples=self._samples, block_size=self._block_size
+        )
+        for cohort in cohorts:
+            cohort.origin = origin
+        return cohorts
+
+    def _family_left(self, departure: Departure) -> list[tuple[Cohort, Cohort]]:
+        """Those who left, where their sums show that they were all samples of one client."""
+        n, prompts, cached = departure.requests, departure.prompt_tokens, departure.cached_tokens
+        block_size, arrived = self._block_size, departure.arrived_seconds
+        if n < 2 or not block_size or prompts is None or cached is None or arrived is None:
+            return []
+        prompt, rest = divmod(prompts, n)
+        siblings = (prompt - 1) // block_size * block_size
+        if rest or not siblings or cached - (n - 1) * siblings not in self._lengths.sums(1):
+            return []
+        off = 2 * departure.arrived_deviation_seconds
+        fitting = [
+            cohort
+            for cohort in self.cohorts.cohorts
+            if abs(cohort.arrived_seconds - arrived) <= off
+            and cohort.requests >= n - 0.5
+            and cohort.families < 1 + NOBODY
+            and abs(cohort.prompt_of_one - prompt) <= 2 * cohort.prompt_off_tokens + 1
+        ]
+        if fitting:
+            cohort = min(fitting, key=lambda c: (c.requests, abs(c.arrived_seconds - arrived)))
+            return [(cohort.take(n), cohort)]
+        return self._family_unknown_left(departure, prompt, siblings, off)
+
+    def _family_unknown_left(
+        self, departure: Departure, prompt: float, siblings: float, off: float
+    ) -> list[tuple[Cohort, Cohort]]:
+        """All samples of one client, out of those who were not told apart as they should be."""
+        n, arrived = departure.requests, departure.arrived_seconds or 0.0
+        origins = {id(c.origin): c.origin for c in self.cohorts.cohorts if c.origin is not None}
+        fitting = [
+            o
+            for o in origins.values()
+            if o.is_exact
+            and abs(o.arrived_seconds - arrived) <= off
+            and o.requests >= n
+            and o.prompt_tokens - n * prompt >= o.requests - n
+            and o.cached_tokens >= (departure.cached_tokens or 0.0)
+        ]
+        if not fitting:
+            return []
+        origin = min(fitting, key=lambda o: abs(o.arrived_seconds - arrived))
+        members = [c for c in self.cohorts.cohorts if c.origin is origin]
+        generated = sum(c.generated_tokens for c in members) / sum(c.requests for c in members)
+        gone = Cohort(
+            origin.arrived_seconds,
+            n,
+            n * prompt,
+            n * generated,
+            families=1.0,
+            sibling_tokens=siblings,
+            origin=origin,
+        )
+        at = self.cohorts.cohorts.index(members[0])
+        self.cohorts.cohorts = [c for c in self.cohorts.cohorts if c.origin is not origin]
+        rest = Cohort(
+            origin.arrived_seconds,
+            origin.requests - n,
+            origin.prompt_tokens - n * prompt,
+            generated * (origin.requests - n),
+            origin=origin,
+        )
+        self.cohorts.cohorts.insert(at, rest)
+        return [(gone, rest)]
+
+    def _tell_again(self, departure: Departure, taken: list[tuple[Cohort, Cohort]]) -> None:
+        """Now that it is known who left, the others of their time can be told apart better."""
+        origins = {id(one.origin): one.origin for one, _ in taken if one.origin is not None}
+        gone = sum(one.requests for one, _ in taken)
+        if len(origins) != 1 or gone < departure.requests - 0.5:
+            for each in origins.values():
+                each.is_exact = False
+            return
+        origin = next(iter(origins.values()))
+        members = [c for c in self.cohorts.cohorts if c.origin is origin and c.requests > NOBODY]
+        there = sum(c.requests for c in members)
+        origin.requests -= gone
+        origin.prompt_tokens -= departure.prompt_tokens or 0.0
+        told = departure.cached_tokens or 0.0
+        one = taken[0][0]
+        if one.families < one.requests or any(c.requests > c.families for _, c in taken):
+            told = max(told, gone * one.sibling_tokens) if there else told
+        origin.cached_tokens -= told
+        is_told = all(c.families < 1 + NOBODY and c.prompt_off_tokens == 0 for c in members)
+        if (
+            not origin.is_exact
+            or is_told
+            or abs(there - origin.requests) > 0.5
+            or origin.prompt_tokens < there
+            or origin.cached_tokens < 0
+        ):
+            return
+        again = self._told_apart(
+            Arrivals(
+                origin.arrived_seconds,
+                round(there),
+                origin.prompt_tokens,
+                origin.cached_tokens,
+                self._mean_prompt_tokens,
+            ),
+            origin,
+        )
+        self._replace(members, again)
 
     def _queue(self, now: LedgerCounters, passed: LedgerCounters) -> Queue | None:
         book = self.cohorts

@@ -22,6 +22,8 @@ class LedgerCounters:
             show at the same instant.
         finished_prompt_tokens, finished_cached_tokens, finished_generated_tokens,
         finished_seconds: theirs.
+        finished_clients: those all of whose samples finished; equal to ``finished`` where vLLM does
+            not say.
         steps: engine steps that gave output; 0 where vLLM does not say.
         queried_tokens: prompts looked up in the prefix cache on admission; equal to
             ``prompt_tokens`` where vLLM does not say.
@@ -41,6 +43,7 @@ class LedgerCounters:
     finished_cached_tokens: float
     finished_generated_tokens: float
     finished_seconds: float
+    finished_clients: float
     steps: float
     queried_tokens: float
 
@@ -78,6 +81,7 @@ class LedgerCounters:
             finished_cached_tokens=prompts.total - computed.total,
             finished_generated_tokens=outputs.total,
             finished_seconds=(snapshot.request_seconds or _NONE).total,
+            finished_clients=(snapshot.request_params_n or prompts).count,
             steps=snapshot.steps or 0.0,
             queried_tokens=snapshot.prompt_tokens if queried is None else queried,
         )
