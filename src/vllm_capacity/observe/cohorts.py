@@ -262,7 +262,9 @@ class CohortBook:
 
     def correct_prompts(self, total: float) -> None:
         """Make the sum of prompts what it is: those change whose prompts are least sure."""
-        doubts = [c.requests * c.prompt_variance() for c in self.cohorts]
+        doubts = [c.requests * (c.prompt_variance() - 1) for c in self.cohorts]
+        if not any(doubts):
+            doubts = [c.requests for c in self.cohorts]
         self._correct("prompt_tokens", total, doubts)
 
     def correct_generated(self, total: float, running: float) -> None:

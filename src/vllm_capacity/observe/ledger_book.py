@@ -9,6 +9,7 @@ from vllm_capacity.observe.cohorts import NOBODY, SPREAD, Cohort, CohortBook, Or
 from vllm_capacity.observe.departures import Departure, Queue, depart
 from vllm_capacity.observe.hang_ups import HangUps
 from vllm_capacity.observe.ledger_counters import LedgerCounters
+from vllm_capacity.observe.residents import FoundPrefixes, resident_tokens
 
 
 # Hang-ups taken for queued requests that are remembered in case they were not.
@@ -59,6 +60,7 @@ class LedgerBook:
         self._prompts, self._generated = Balance(), Balance()
         self._patience = _Patience()
         self._lengths = PrefixLengths()
+        self._prefixes = FoundPrefixes()
         self._samples = Samples()
         self._block_size: int | None = None
         self._mean_prompt_tokens = 1.0
@@ -69,6 +71,7 @@ class LedgerBook:
         """Nobody is there."""
         self.cohorts, self.suspects, self._gap = CohortBook(), [], 0.0
         self._prompts, self._generated = Balance(), Balance()
+        self._prefixes.forget_finders()
         self._taken_for_queued.clear()
         self._gaps_at_admission.clear()
 
@@ -209,7 +212,9 @@ class LedgerBook:
             if self._late_siblings(arrivals):
                 return
             origin = Origin(arrivals.arrived_seconds, requests, *arrivals[2:4])
+            there = book.requests
             for cohort in self._told_apart(arrivals, origin):
+                self._prefixes.find(cohort.hits, arrivals.arrived_seconds, there)
                 book.admit(cohort)
         elif book.cohorts and passed.prompt_tokens > 0:
             youngest = book.cohorts[-1]
@@ -290,6 +295,15 @@ class LedgerBook:
         self._generated.doubt_counters(0.35 * reach * one.requests + 1)
         self._prompts.doubt_book(prompt - one.prompt_tokens)
         self._doubt(one, origin, sure=sure)
+
+    @property
+    def in_flight_tokens(self) -> float:
+        """Prompt and generated tokens of everybody."""
+        return sum(self._totals())
+
+    def resident(self, running: int) -> tuple[float, float]:
+        """Tokens whose keys and values so many running requests hold, and their variance."""
+        return resident_tokens(self.cohorts, running, self._prefixes)
 
     def _late_siblings(self, arrivals: Arrivals) -> bool:
         """Whether these are samples of a client whose first ones came with the scrape before.
@@ -431,9 +445,11 @@ class LedgerBook:
             told = max(told, gone * one.sibling_tokens) if there else told
         origin.cached_tokens -= told
         is_told = all(c.families < 1 + NOBODY and c.prompt_off_tokens == 0 for c in members)
+        ages = [c.generated_tokens / c.requests for c in members]
         if (
             not origin.is_exact
             or is_told
+            or max(ages) - min(ages) > departure.reach_tokens + 1
             or abs(there - origin.requests) > 0.5
             or origin.prompt_tokens < there
             or origin.cached_tokens < 0

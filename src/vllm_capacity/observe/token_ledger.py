@@ -13,7 +13,6 @@ idle.
 """
 
 import math
-from collections import Counter
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -186,7 +185,7 @@ class TokenLedger:
             )
         holding = book.holding(running)
         beyond = max(0.0, book.requests - running)
-        resident, variance = _resident(holding, is_cut=beyond > NOBODY)
+        resident, variance = self._book.resident(running)
         without = running - sum(cohort.requests * part for cohort, part in holding)
         if without > 0.5:
             more = self._not_in_the_book(now, without)
@@ -200,7 +199,7 @@ class TokenLedger:
         width = _DEVIATIONS * math.sqrt(variance + running * block * block / 12) + block
         state, reason = self._state(now, beyond)
         return LedgerReading(
-            in_flight_tokens=sum(c.prompt_tokens + c.generated_tokens for c in book.cohorts),
+            in_flight_tokens=max(0.0, self._book.in_flight_tokens),
             resident_tokens=resident,
             resident_tokens_low=max(0.0, resident - width) if running else 0.0,
             resident_tokens_high=min(most, resident + width) if running else 0.0,
@@ -274,31 +273,6 @@ def _mean_ones(now: LedgerCounters) -> Cohort:
         prompt_off_tokens=SPREAD * now.finished_prompt_tokens / now.finished,
         lost=True,
     )
-
-
-def _resident(holding: list[tuple[Cohort, float]], *, is_cut: bool) -> tuple[float, float]:
-    """Tokens in blocks, each that is shared counted once; their variance.
-
-    Those from the prefix cache are one copy for every length that was found: what was found to the
-    same length is taken for the same prefix, and that somebody computed it who is gone.
-
-    Where some past their first token hold nothing (``is_cut``), the youngest that does may already
-    have lost its blocks, or the next one have got them back.
-    """
-    own = variance = 0.0
-    found: Counter[float] = Counter()
-    for cohort, part in holding:
-        requests = cohort.requests * part
-        families = cohort.families_of(requests)
-        own += part * (cohort.prompt_tokens + cohort.generated_tokens)
-        own -= (requests - families) * cohort.sibling_tokens
-        for tokens, n in cohort.hits.items():
-            found[tokens] += n * families / cohort.families  # type: ignore[assignment]
-        variance += part * part * cohort.variance
-    if holding and is_cut:
-        variance += holding[-1][0].tokens_of_one ** 2 / 12
-    repeated = sum(tokens * max(0.0, n - 1) for tokens, n in found.items())
-    return max(0.0, own - repeated), variance
 
 
 def _in_flight(book: CohortBook, running: float) -> tuple[RequestsInFlight, ...]:
