@@ -22,6 +22,8 @@ _MOST_TOLD_APART = 10
 _MOST_LENGTHS = 6
 # Requests that are remembered, so that lengths out of use are forgotten.
 _MEMORY = 500.0
+# As likely as this, somebody finds a prefix that nobody found before.
+_NOVEL = 0.02
 # Clients of the present that the share of ``n`` samples rests on, at least; and as many of them the
 # past is worth.
 _RECENT = 100
@@ -192,7 +194,11 @@ def _ways(
     if alone is not None:
         weight = alone.weight + requests * samples.log_share(1)
         yield weight + _log_density(requests, prompts, mean), [_singles(arrivals, alone.counts())]
-    if samples.mean == 1 or not block_size:
+    if not block_size:
+        return
+    if alone is None:
+        yield from _ways_never_seen(arrivals, lengths, samples, block_size)
+    if samples.mean == 1:
         return
     yield from _ways_of_two(arrivals, lengths, samples, block_size)
     for n in range(2, requests + 1):
@@ -210,6 +216,23 @@ def _ways(
                     likely += math.log(block_size)
                     likely += _log_density(others, prompts - n * prompt, mean)
                 yield prior + way.weight + likely, split
+
+
+def _ways_never_seen(
+    arrivals: Arrivals, lengths: PrefixLengths, samples: Samples, block_size: int
+) -> Iterator[tuple[float, list[Cohort]]]:
+    """Some found a prefix, as long for each, that nobody found before."""
+    requests, cached = arrivals.requests, round(arrivals.cached_tokens)
+    weight = math.log(_NOVEL) + requests * (samples.log_share(1) - math.log(2))
+    weight += _log_density(requests, arrivals.prompt_tokens, arrivals.mean_prompt_tokens)
+    for finders in range(1, requests + 1):
+        found, rest = divmod(cached, finders)
+        if rest or found % block_size or found * finders > arrivals.prompt_tokens:
+            continue
+        hits = {float(found): float(finders)}
+        if finders < requests:
+            hits[0.0] = float(requests - finders)
+        yield weight + math.log(math.comb(requests, finders)), [_singles(arrivals, hits)]
 
 
 def _ways_of_two(

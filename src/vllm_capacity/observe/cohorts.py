@@ -262,7 +262,10 @@ class CohortBook:
 
     def correct_prompts(self, total: float) -> None:
         """Make the sum of prompts what it is: those change whose prompts are least sure."""
-        doubts = [c.requests * (c.prompt_variance() - 1) for c in self.cohorts]
+        doubts = [
+            0.0 if c.origin and c.origin.is_exact else c.requests * c.prompt_variance()
+            for c in self.cohorts
+        ]
         if not any(doubts):
             doubts = [c.requests for c in self.cohorts]
         self._correct("prompt_tokens", total, doubts)

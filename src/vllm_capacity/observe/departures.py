@@ -120,8 +120,12 @@ def depart(book: CohortBook, departure: Departure) -> list[tuple[Cohort, Cohort]
             taken.append((cohort.take(float(max(1, siblings))), cohort))
     if len(taken) == departure.requests:
         stay = _those_who_stay(book, taken)
-        if departure.prompt_tokens is not None and stay and not departure.with_siblings:
-            surplus = departure.prompt_tokens - sum(one.prompt_tokens for one, _ in taken)
+        if departure.with_siblings:
+            stay = [cohort for cohort in stay if cohort.families > 1 + NOBODY]
+        if departure.prompt_tokens is not None and stay:
+            samples = sum(one.requests for one, _ in taken) / departure.requests
+            surplus = departure.prompt_tokens * samples
+            surplus -= sum(one.prompt_tokens for one, _ in taken)
             for cohort in stay:
                 most = cohort.prompt_tokens - cohort.requests
                 cohort.prompt_tokens -= min(surplus / len(stay), most)

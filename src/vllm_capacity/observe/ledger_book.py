@@ -444,11 +444,14 @@ class LedgerBook:
         if one.families < one.requests or any(c.requests > c.families for _, c in taken):
             told = max(told, gone * one.sibling_tokens) if there else told
         origin.cached_tokens -= told
-        is_told = all(c.families < 1 + NOBODY and c.prompt_off_tokens == 0 for c in members)
+        if not members or not origin.is_exact:
+            return
         ages = [c.generated_tokens / c.requests for c in members]
+        is_told = all(c.families < 1 + NOBODY and c.prompt_off_tokens == 0 for c in members) and (
+            abs(sum(c.prompt_tokens for c in members) - origin.prompt_tokens) < there
+        )
         if (
-            not origin.is_exact
-            or is_told
+            is_told
             or max(ages) - min(ages) > departure.reach_tokens + 1
             or abs(there - origin.requests) > 0.5
             or origin.prompt_tokens < there
