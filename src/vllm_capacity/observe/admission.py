@@ -28,6 +28,7 @@ _NOVEL = 0.02
 # past is worth.
 _RECENT = 100
 _PAST = 5.0
+_FEW = 20.0
 # Admissions after which what is likely is worked out anew.
 _LEARNED_BETWEEN = 16
 
@@ -146,6 +147,14 @@ class Samples:
         # The past counts as much as a few of the present.
         return max(1.0, (total + _PAST * now.total / now.count) / (count + _PAST))
 
+    @property
+    def are_alone(self) -> bool:
+        """Whether nobody of many asked for more than one."""
+        now, then = self._now, self._older
+        if now is None or then is None:
+            return True
+        return self.mean == 1 and now.count >= _FEW
+
     def log_share(self, n: int) -> float:
         """Logarithm of the share of clients that ask for ``n``."""
         now, then = self._now, self._older
@@ -198,7 +207,7 @@ def _ways(
         return
     if alone is None:
         yield from _ways_never_seen(arrivals, lengths, samples, block_size)
-    if samples.mean == 1:
+    if samples.are_alone:
         return
     yield from _ways_of_two(arrivals, lengths, samples, block_size)
     for n in range(2, requests + 1):
@@ -223,11 +232,13 @@ def _ways_never_seen(
 ) -> Iterator[tuple[float, list[Cohort]]]:
     """Some found a prefix, as long for each, that nobody found before."""
     requests, cached = arrivals.requests, round(arrivals.cached_tokens)
-    weight = math.log(_NOVEL) + requests * (samples.log_share(1) - math.log(2))
-    weight += _log_density(requests, arrivals.prompt_tokens, arrivals.mean_prompt_tokens)
+    mean = max(1.0, arrivals.mean_prompt_tokens)
+    weight = math.log(_NOVEL * block_size / (block_size + mean))
+    weight += requests * (samples.log_share(1) - math.log(2))
+    weight += _log_density(requests, arrivals.prompt_tokens, mean)
     for finders in range(1, requests + 1):
         found, rest = divmod(cached, finders)
-        if rest or found % block_size or found * finders > arrivals.prompt_tokens:
+        if rest or found % block_size or found > 1.5 * arrivals.prompt_tokens / requests:
             continue
         hits = {float(found): float(finders)}
         if finders < requests:

@@ -312,7 +312,7 @@ class LedgerBook:
         """
         requests, block_size = arrivals.requests, self._block_size
         prompt, rest = divmod(arrivals.prompt_tokens, requests)
-        if self._samples.mean == 1 or not block_size or rest or not self.cohorts.cohorts:
+        if self._samples.are_alone or not block_size or rest or not self.cohorts.cohorts:
             return False
         siblings = (prompt - 1) // block_size * block_size
         origin = self.cohorts.cohorts[-1].origin
