@@ -29,6 +29,9 @@ _NOVEL = 0.02
 _RECENT = 100
 _PAST = 5.0
 _FEW = 20.0
+# Where clients ask for so many or more, what is found is found by siblings, but for a few.
+_SELDOM = 1.2
+_FEW_NEW = 3
 # Admissions after which what is likely is worked out anew.
 _LEARNED_BETWEEN = 16
 
@@ -159,7 +162,7 @@ class Samples:
         """Logarithm of the share of clients that ask for ``n``."""
         now, then = self._now, self._older
         if now is None or then is None or not now.count:
-            return -n * math.log(2)
+            return math.log(0.6 if n == 1 else 0.04)
         earlier = dict(then.buckets)
         below = below_then = lower = 0.0
         for bound, cumulated in now.buckets:
@@ -205,7 +208,7 @@ def _ways(
         yield weight + _log_density(requests, prompts, mean), [_singles(arrivals, alone.counts())]
     if not block_size:
         return
-    if alone is None:
+    if alone is None and (requests <= _FEW_NEW or samples.mean < _SELDOM):
         yield from _ways_never_seen(arrivals, lengths, samples, block_size)
     if samples.are_alone:
         return
