@@ -261,19 +261,21 @@ class CohortBook:
         self.drop_empty()
 
     def correct_prompts(self, total: float) -> None:
-        """Make the sum of prompts what it is: those change whose prompts are least sure."""
+        """Make the sum of prompts what it is, where somebody's is not known for sure."""
         doubts = [
             0.0 if c.origin and c.origin.is_exact else c.requests * c.prompt_variance()
             for c in self.cohorts
         ]
-        if not any(doubts):
-            doubts = [c.requests for c in self.cohorts]
-        self._correct("prompt_tokens", total, doubts)
+        if any(doubts):
+            self._correct("prompt_tokens", total, doubts)
 
     def correct_generated(self, total: float, running: float) -> None:
         """Make the sum of generated tokens what it is, evenly over those that run."""
         parts = [part * cohort.requests for cohort, part in self.holding(running)]
         self._correct("generated_tokens", total, parts)
+        now = self.total("generated_tokens")
+        for cohort in self.cohorts if now > 0 else ():
+            cohort.generated_tokens *= max(0.0, total) / now
 
     def _correct(self, name: TokenSum, total: float, weights: Sequence[float]) -> None:
         """Share out what is missing or too much; nobody goes below nothing."""
@@ -283,10 +285,6 @@ class CohortBook:
         for cohort, weight in zip(self.cohorts, weights, strict=False):
             share = surplus * weight / sum(weights)
             setattr(cohort, name, max(0.0, getattr(cohort, name) + share))
-        now = self.total(name)
-        if now > 0:
-            for cohort in self.cohorts:
-                setattr(cohort, name, getattr(cohort, name) * max(0.0, total) / now)
 
     def holding(self, running: float) -> list[tuple[Cohort, float]]:
         """The cohorts whose requests hold blocks, and the part of each that does."""

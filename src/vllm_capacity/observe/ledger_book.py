@@ -299,11 +299,19 @@ class LedgerBook:
     @property
     def in_flight_tokens(self) -> float:
         """Prompt and generated tokens of everybody."""
-        return sum(self._totals())
+        return max(0.0, sum(self._totals()) + self._unplaced_tokens)
+
+    @property
+    def _unplaced_tokens(self) -> float:
+        """Of prompts, by the balance, though everybody's is known; negative: too many are."""
+        return self._prompts.tokens - self.cohorts.total("prompt_tokens")
 
     def resident(self, running: int) -> tuple[float, float]:
         """Tokens whose keys and values so many running requests hold, and their variance."""
-        return resident_tokens(self.cohorts, running, self._prefixes)
+        tokens, variance = resident_tokens(self.cohorts, running, self._prefixes)
+        requests = self.cohorts.requests
+        share = min(1.0, running / requests) if requests else 0.0
+        return max(0.0, tokens + share * self._unplaced_tokens), variance
 
     def _late_siblings(self, arrivals: Arrivals) -> bool:
         """Whether these are samples of a client whose first ones came with the scrape before.
