@@ -193,7 +193,8 @@ def tell_apart(
             best, cohorts = max(ways, key=lambda way: way[0])
             if sum(math.exp(weight - best) for weight, _ in ways) < 1 / _SURE:
                 return cohorts
-            return ways[0][1]
+            alone = cached in lengths.sums(requests)
+            return ways[0][1] if alone else cohorts
     return [_mean_ones(arrivals, lengths, samples)]
 
 

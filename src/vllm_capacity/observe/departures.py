@@ -16,6 +16,8 @@ from vllm_capacity.observe.cohorts import NOBODY, SPREAD, Cohort, CohortBook
 
 # Looking for the best set of cohorts costs requests × cohorts; beyond that each is a mean one.
 _MOST_SEARCHED = 4
+# So many of the likeliest are tried as the first of those who left.
+_MOST_STARTS = 8
 # Pairs of clients that may have left together are tried among so many.
 _MOST_FAMILIES = 12
 # Prompts in the book may be wrong after a wrong guess: one time in twenty, as a log-likelihood.
@@ -104,15 +106,22 @@ class Departure:
         )
 
 
-def depart(book: CohortBook, departure: Departure) -> list[tuple[Cohort, Cohort]]:
+def depart(
+    book: CohortBook, departure: Departure, absent: Sequence[Cohort] = ()
+) -> list[tuple[Cohort, Cohort]]:
     """Take requests out of the cohorts that they most likely belonged to.
+
+    Args:
+        book: those who are there.
+        departure: what is known of those who left.
+        absent: some who were taken out before, perhaps by mistake.
 
     Returns:
         For each that could be placed: what was taken, and the cohort that it came from, which may
         be empty now (``CohortBook.drop_empty``). Where the sum of prompts is known, prompts of
         those who stay in these cohorts are what that leaves.
     """
-    likeliest = _likeliest(book, departure)
+    likeliest = _likeliest(book, departure, absent)
     taken = []
     for cohort in likeliest:
         if cohort is not None:
@@ -129,6 +138,8 @@ def depart(book: CohortBook, departure: Departure) -> list[tuple[Cohort, Cohort]
             for cohort in stay:
                 most = cohort.prompt_tokens - cohort.requests
                 cohort.prompt_tokens -= min(surplus / len(stay), most)
+                off = departure.prompt_deviation_tokens / cohort.requests
+                cohort.prompt_off_tokens = max(cohort.prompt_off_tokens, off)
         if departure.cached_tokens is not None:
             found_by(taken, departure.cached_tokens)
     return taken
@@ -154,20 +165,26 @@ def _those_who_stay(book: CohortBook, taken: Sequence[tuple[Cohort, Cohort]]) ->
     return [c for c in book.cohorts if c.arrived_seconds in origins and c.requests > NOBODY]
 
 
-def _likeliest(book: CohortBook, departure: Departure) -> list[Cohort | None]:
+def _likeliest(
+    book: CohortBook, departure: Departure, absent: Sequence[Cohort]
+) -> list[Cohort | None]:
     """A cohort for each; None for one that was still queued."""
     candidates = [
         _of_cohort(cohort, departure.with_siblings)
         for cohort in book.cohorts
         if cohort.requests > NOBODY
     ]
+    for cohort in absent:
+        candidate = _of_cohort(cohort, departure.with_siblings)
+        candidate.prior += 2 * _DOUBT
+        candidates.append(candidate)
     if departure.queue is not None and departure.queue.requests > 0:
         candidates.append(_of_queue(departure.queue))
     if not candidates:
         return []
     count = departure.requests
-    starts = _starts(candidates, departure)
     costs = _misfits(departure.of_one(), candidates, ())
+    starts = _starts(candidates, departure, costs)
     found = [_filled_up(departure, candidates, costs, start) for start in starts]
     chosen = found[0]
     if len(found) > 1:
@@ -176,11 +193,15 @@ def _likeliest(book: CohortBook, departure: Departure) -> list[Cohort | None]:
 
 
 def _starts(
-    candidates: Sequence["_Candidate"], departure: "Departure"
+    candidates: Sequence["_Candidate"], departure: "Departure", costs: Sequence[float]
 ) -> list[tuple["_Candidate", ...]]:
-    """Nobody; or all samples of one client, or of two."""
+    """Nobody, or each of the likeliest; or all samples of one client, or of two."""
+    likeliest: list[tuple[_Candidate, ...]] = [()]
+    if 1 < departure.requests <= _MOST_SEARCHED:
+        order = sorted(range(len(candidates)), key=costs.__getitem__)
+        likeliest += [(candidates[i],) for i in order[:_MOST_STARTS]]
     if departure.with_siblings:
-        return [()]
+        return likeliest
     families = [
         (c,) * round(c.room)
         for c in candidates
@@ -191,7 +212,7 @@ def _starts(
         for one, other in combinations(families[-_MOST_FAMILIES:], 2)
         if len(one) + len(other) <= departure.requests
     ]
-    return [(), *families, *pairs]
+    return [*likeliest, *families, *pairs]
 
 
 def _filled_up(

@@ -1,7 +1,7 @@
 """The book of cohorts, brought from one scrape to the next by what the counters say happened."""
 
 from collections import deque
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from vllm_capacity.observe.admission import Arrivals, PrefixLengths, Samples, tell_apart
 from vllm_capacity.observe.balance import Balance
@@ -14,6 +14,8 @@ from vllm_capacity.observe.residents import FoundPrefixes, resident_tokens
 
 # Hang-ups taken for queued requests that are remembered in case they were not.
 _MOST_DOUBTED = 8
+# Requests taken out that are remembered in case another one left.
+_MOST_GONE = 24
 # Admissions in a row at which someone must be missing to be gone.
 _ADMISSIONS = 4
 
@@ -44,6 +46,21 @@ class _Patience:
         return lost_served / lost_queued
 
 
+@dataclass(slots=True)
+class _Gone:
+    """One request that was taken out, and why it and no other.
+
+    Attributes:
+        cohort: it, with what it would have by now.
+        departure: what was known of the one who left.
+        counted_out: prompt and generated tokens subtracted from the balances; None: it finished.
+    """
+
+    cohort: Cohort
+    departure: Departure
+    counted_out: tuple[float, float] | None
+
+
 class LedgerBook:
     """Who is past the first token on one engine, as of the scrape before.
 
@@ -66,6 +83,7 @@ class LedgerBook:
         self._mean_prompt_tokens = 1.0
         self._taken_for_queued: deque[Departure] = deque(maxlen=_MOST_DOUBTED)
         self._gaps_at_admission: deque[float] = deque(maxlen=_ADMISSIONS)
+        self._gone: deque[_Gone] = deque(maxlen=_MOST_GONE)
 
     def clear(self) -> None:
         """Nobody is there."""
@@ -74,6 +92,7 @@ class LedgerBook:
         self._prefixes.forget_finders()
         self._taken_for_queued.clear()
         self._gaps_at_admission.clear()
+        self._gone.clear()
 
     def begin(self, cohort: Cohort) -> None:
         """These are there, as far as anybody knows."""
@@ -240,12 +259,62 @@ class LedgerBook:
             reach_tokens=reach,
             clients=passed.finished_clients,
         )
-        taken = self._family_left(departure) or depart(book, departure)
+        taken = self._family_left(departure) or self._depart(departure, reach)
         self._tell_again(departure, taken)
+        self._remember(departure, taken, None)
+        if not taken:
+            return
         gone = prompts - book.total("prompt_tokens")
         self._prompts.doubt_book(passed.finished_prompt_tokens - gone)
         expected = sum(one.generated_tokens for one, _ in taken) + requests * reach / 2
         self._generated.doubt_book(passed.finished_generated_tokens - expected)
+
+    def _depart(self, departure: Departure, reach: float) -> list[tuple[Cohort, Cohort]]:
+        """Take out who most likely finished, even if that one was thought to have left before.
+
+        If so, another one left then, and is found now.
+        """
+        for gone in self._gone:
+            gone.cohort.generated_tokens += reach
+        absent = [
+            gone.cohort
+            for gone in self._gone
+            if departure.requests == 1
+            and abs(gone.cohort.prompt_tokens - (departure.prompt_tokens or 0.0)) < 1
+        ]
+        taken = depart(self.cohorts, departure, absent)
+        wrong = [gone for gone in self._gone if gone.cohort.requests < NOBODY]
+        for gone in wrong:
+            self._gone.remove(gone)
+        for gone in wrong:
+            self._find_another(gone)
+        if wrong:
+            _distrust(taken)
+            return []
+        return taken
+
+    def _find_another(self, gone: _Gone) -> None:
+        """Somebody else left than was thought: take out that one."""
+        others = depart(self.cohorts, gone.departure)
+        if gone.counted_out is not None:
+            self._prompts.tokens += gone.counted_out[0]
+            self._generated.tokens += gone.counted_out[1]
+            for one, cohort in others:
+                self._leave(one, cohort, 0.0, gone.departure)
+        _distrust(others)
+        self.cohorts.drop_empty()
+
+    def _remember(
+        self,
+        departure: Departure,
+        taken: list[tuple[Cohort, Cohort]],
+        counted_out: tuple[float, float] | None,
+    ) -> None:
+        """Keep in mind who was taken out, if that was one whose prompt was known."""
+        if departure.requests == 1 and len(taken) == 1:
+            one = taken[0][0]
+            if abs(one.requests - 1) < NOBODY and one.prompt_off_tokens < 1:
+                self._gone.append(_Gone(one, departure, counted_out))
 
     def _hang_up(
         self, now: LedgerCounters, passed: LedgerCounters, hang_ups: HangUps, reach: float
@@ -275,13 +344,17 @@ class LedgerBook:
                 one.origin.is_exact = False
             one.generated_tokens += one.requests * reach / 2
             self.suspects.append(one)
-            self._leave(one, cohort, reach, None if queued else departure.of_one())
+            counted_out = self._leave(one, cohort, reach, None if queued else departure.of_one())
+            self._remember(replace(departure, queue=None), taken, counted_out)
         return sum(one.requests for one, _ in taken)
 
     def _leave(
         self, one: Cohort, origin: Cohort, reach: float, departure: Departure | None
-    ) -> None:
-        """Count one out who hung up, or the samples of one, and remember how sure that is."""
+    ) -> tuple[float, float]:
+        """Count one out who hung up, or the samples of one, and remember how sure that is.
+
+        Returns the prompt and generated tokens that were counted out.
+        """
         prompt, off = one.prompt_tokens, one.prompt_off_tokens * one.requests
         sure = departure is not None and departure.prompt_tokens is not None
         if departure is not None and departure.prompt_tokens is not None:
@@ -436,6 +509,8 @@ class LedgerBook:
 
     def _tell_again(self, departure: Departure, taken: list[tuple[Cohort, Cohort]]) -> None:
         """Now that it is known who left, the others of their time can be told apart better."""
+        if not taken:
+            return
         origins = {id(one.origin): one.origin for one, _ in taken if one.origin is not None}
         gone = sum(one.requests for one, _ in taken)
         if len(origins) != 1 or gone < departure.requests - 0.5:
@@ -529,6 +604,13 @@ class LedgerBook:
         elif not sure:
             heir.lost = True
         heir.variance += variance
+
+
+def _distrust(taken: list[tuple[Cohort, Cohort]]) -> None:
+    """The sums over those who came with them hold no longer."""
+    for one, _ in taken:
+        if one.origin is not None:
+            one.origin.is_exact = False
 
 
 def _reach(before: LedgerCounters, now: LedgerCounters, passed: LedgerCounters) -> float:
