@@ -16,6 +16,8 @@ from vllm_capacity.observe.cohorts import NOBODY, SPREAD, Cohort, CohortBook
 
 # Looking for the best set of cohorts costs requests × cohorts; beyond that each is a mean one.
 _MOST_SEARCHED = 4
+# So many may have come and gone between two scrapes, and no page shows them.
+_MOST_UNSEEN = 16
 # So many of the likeliest are tried as the first of those who left.
 _MOST_STARTS = 8
 # Pairs of clients that may have left together are tried among so many.
@@ -34,7 +36,7 @@ class Queue(NamedTuple):
         patience_ratio: how much less likely one of them leaves in a second than one that is served.
     """
 
-    requests: int
+    requests: float
     first_seconds: float
     last_seconds: float
     prompt_tokens: float
@@ -179,7 +181,7 @@ def _likeliest(
         candidate.prior += 2 * _DOUBT
         candidates.append(candidate)
     if departure.queue is not None and departure.queue.requests > 0:
-        candidates.append(_of_queue(departure.queue))
+        candidates.append(_of_queue(departure.queue, departure))
     if not candidates:
         return []
     count = departure.requests
@@ -320,17 +322,20 @@ def _of_cohort(cohort: Cohort, with_siblings: bool) -> _Candidate:  # noqa: FBT0
     )
 
 
-def _of_queue(queue: Queue) -> _Candidate:
-    spread = SPREAD * queue.prompt_tokens
+def _of_queue(queue: Queue, departure: Departure) -> _Candidate:
+    """One without a first token: its prompt is whatever the client's was."""
+    told = departure.prompt_tokens
+    prompt = queue.prompt_tokens if told is None else told / departure.requests
+    variance = 1.0 + SPREAD * SPREAD * (prompt * prompt + queue.prompt_tokens**2)
     return _Candidate(
         cohort=None,
-        room=queue.requests,
+        room=queue.requests + _MOST_UNSEEN,
         arrived=(queue.first_seconds + queue.last_seconds) / 2,
         arrived_variance=(queue.last_seconds - queue.first_seconds) ** 2 / 12,
         arrived_half_range=(queue.last_seconds - queue.first_seconds) / 2,
-        prompt=queue.prompt_tokens,
-        prompt_variance=1.0 + spread * spread,
-        doubted_variance=1.0 + spread * spread,
+        prompt=prompt,
+        prompt_variance=variance,
+        doubted_variance=variance,
         generated=0.0,
         prior=-2 * math.log(queue.requests / queue.patience_ratio),
     )

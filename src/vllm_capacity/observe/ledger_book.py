@@ -14,6 +14,8 @@ from vllm_capacity.observe.residents import FoundPrefixes, resident_tokens
 
 # Hang-ups taken for queued requests that are remembered in case they were not.
 _MOST_DOUBTED = 8
+# Requests without a first token that came and went between two scrapes, where none is seen.
+_UNSEEN = 0.3
 # Requests taken out that are remembered in case another one left.
 _MOST_GONE = 24
 # Admissions in a row at which someone must be missing to be gone.
@@ -66,6 +68,8 @@ class LedgerBook:
 
     Attributes:
         cohorts: they, oldest first.
+        abandoned_tokens: of prompts that were admitted and whose clients hung up before the first
+            token, so that they are never counted as prompts.
         suspects: requests taken out lately because their clients hung up; the engine may not have
             noticed yet, or they were not the engine's.
     """
@@ -73,6 +77,7 @@ class LedgerBook:
     def __init__(self) -> None:
         self.cohorts = CohortBook()
         self.suspects: list[Cohort] = []
+        self.abandoned_tokens = 0.0
         self._gap = 0.0
         self._prompts, self._generated = Balance(), Balance()
         self._patience = _Patience()
@@ -89,6 +94,7 @@ class LedgerBook:
         """Nobody is there."""
         self.cohorts, self.suspects, self._gap = CohortBook(), [], 0.0
         self._prompts, self._generated = Balance(), Balance()
+        self.abandoned_tokens = 0.0
         self._prefixes.forget_finders()
         self._taken_for_queued.clear()
         self._gaps_at_admission.clear()
@@ -337,7 +343,10 @@ class LedgerBook:
         )
         taken = depart(book, departure)
         queued = requests - len(taken)
-        self._patience.lose(queued=queued, served=len(taken))
+        if now.waiting:
+            self._patience.lose(queued=queued, served=len(taken))
+        elif hang_ups.prompt_tokens is not None:
+            self.abandoned_tokens += hang_ups.prompt_tokens * queued / requests
         self._taken_for_queued.extend([replace(departure.of_one(), queue=None)] * queued)
         for one, cohort in taken:
             if one.origin is not None:
@@ -554,17 +563,19 @@ class LedgerBook:
         self._replace(members, again)
 
     def _queue(self, now: LedgerCounters, passed: LedgerCounters) -> Queue | None:
-        book = self.cohorts
-        requests = max(now.waiting, now.waiting - passed.waiting)
-        first = max(cohort.arrived_seconds for cohort in book.cohorts)
-        if requests <= 0 or not now.first_tokens:
+        if not now.first_tokens:
             return None
+        queued = max(now.waiting, now.waiting - passed.waiting)
+        prefilling = max(0.0, now.running - self.cohorts.requests)
+        first = max(cohort.arrived_seconds for cohort in self.cohorts.cohorts)
+        if not queued:  # somebody may have come since, and gone
+            first = max(first, now.taken_at_seconds - 2 * passed.taken_at_seconds)
         return Queue(
-            requests,
+            max(_UNSEEN, queued + prefilling),
             min(first, now.taken_at_seconds),
             now.taken_at_seconds,
             now.prompt_tokens / now.first_tokens,
-            self._patience.ratio,
+            self._patience.ratio if queued else 1.0,
         )
 
     def _advance(

@@ -217,7 +217,7 @@ class TokenLedger:
         Whoever hangs up before it is never counted as a prompt, and stays a query for ever: with
         an empty queue and all who run past their first token, there is none.
         """
-        queried = now.queried_tokens - now.prompt_tokens
+        queried = now.queried_tokens - now.prompt_tokens - self._book.abandoned_tokens
         if now.waiting == 0 and now.running <= self._book.cohorts.requests:
             self._pending_base = queried
         return queried - self._pending_base
