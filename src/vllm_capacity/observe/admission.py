@@ -78,10 +78,10 @@ class PrefixLengths:
         self._sums: list[dict[int, _MakeUp]] = []
         self._learned = 0
 
-    def learn(self, tokens: int) -> None:
+    def learn(self, tokens: int, requests: int = 1) -> None:
         """One more request that found so many."""
-        self._seen[tokens] += 1
-        self._learned += 1
+        self._seen[tokens] += requests
+        self._learned += requests
         if self._learned >= _LEARNED_BETWEEN or len(self._seen) <= _MOST_LENGTHS:
             self._sums, self._learned = [], 0
         if self._seen.total() > _MEMORY:
@@ -186,16 +186,24 @@ def tell_apart(
         lengths.learn(cached)
         return [_singles(arrivals, {float(cached): 1.0})]
     if cached == 0:
+        lengths.learn(0, requests)
         return [_singles(arrivals, {0.0: float(requests)})]
     if requests <= _MOST_TOLD_APART:
         ways = list(_ways(arrivals, lengths, samples, block_size))
         if ways:
+            _learn(lengths, max(ways, key=lambda way: way[0])[1])
             best, cohorts = max(ways, key=lambda way: way[0])
             if sum(math.exp(weight - best) for weight, _ in ways) < 1 / _SURE:
                 return cohorts
             alone = cached in lengths.sums(requests)
             return ways[0][1] if alone else cohorts
     return [_mean_ones(arrivals, lengths, samples)]
+
+
+def _learn(lengths: PrefixLengths, cohorts: list[Cohort]) -> None:
+    for cohort in cohorts:
+        for tokens, requests in cohort.hits.items():
+            lengths.learn(round(tokens), round(requests))
 
 
 def _ways(

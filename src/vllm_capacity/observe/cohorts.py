@@ -251,14 +251,20 @@ class CohortBook:
             cohort.generated_tokens += tokens * weight / total
 
     def lose(self, requests: float) -> None:
-        """Let requests leave of whom nothing is known: each may be any."""
-        part = min(1.0, requests / self.requests)
-        for cohort in self.cohorts:
-            gone = cohort.requests * part
-            cohort.variance += gone * cohort.tokens_of_one**2 / 3
-            cohort.lost = True
-            cohort.take(gone)
-        self.drop_empty()
+        """Let requests leave of whom nothing is known: those that are most like the mean one."""
+        left = requests
+        while left > NOBODY and self.requests > NOBODY:
+            mean = (self.total("prompt_tokens") + self.total("generated_tokens")) / self.requests
+            cohort = min(self.cohorts, key=lambda c: abs(c.tokens_of_one - mean))
+            gone = cohort.take(min(1.0, left, cohort.requests))
+            if gone.origin is not None:
+                gone.origin.is_exact = False
+            left -= gone.requests
+            spread = sum(c.requests * (c.tokens_of_one - mean) ** 2 for c in self.cohorts if c.requests > NOBODY)
+            self.drop_empty()
+            if self.cohorts:
+                heir = self.cohorts[-1]
+                heir.variance += gone.requests * spread / (self.requests + gone.requests)
 
     def correct_prompts(self, total: float) -> None:
         """Make the sum of prompts what it is, where somebody's is not known for sure."""
@@ -266,21 +272,22 @@ class CohortBook:
             0.0 if c.origin and c.origin.is_exact else c.requests * c.prompt_variance()
             for c in self.cohorts
         ]
-        if any(doubts):
-            self._correct("prompt_tokens", total, doubts)
+        surplus = total - self.total("prompt_tokens")
+        all_doubts = sum(doubts) + surplus * surplus / 4
+        if all_doubts:
+            self._correct("prompt_tokens", surplus * sum(doubts) / all_doubts, doubts)
 
     def correct_generated(self, total: float, running: float) -> None:
         """Make the sum of generated tokens what it is, evenly over those that run."""
         parts = [part * cohort.requests for cohort, part in self.holding(running)]
-        self._correct("generated_tokens", total, parts)
+        self._correct("generated_tokens", total - self.total("generated_tokens"), parts)
         now = self.total("generated_tokens")
         for cohort in self.cohorts if now > 0 else ():
             cohort.generated_tokens *= max(0.0, total) / now
 
-    def _correct(self, name: TokenSum, total: float, weights: Sequence[float]) -> None:
+    def _correct(self, name: TokenSum, surplus: float, weights: Sequence[float]) -> None:
         """Share out what is missing or too much; nobody goes below nothing."""
-        surplus = total - self.total(name)
-        if abs(surplus) < NOBODY or not weights:
+        if abs(surplus) < NOBODY or not any(weights):
             return
         for cohort, weight in zip(self.cohorts, weights, strict=False):
             share = surplus * weight / sum(weights)
