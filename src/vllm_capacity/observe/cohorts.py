@@ -163,15 +163,17 @@ class Cohort:
         if self.families < self.requests - NOBODY or not taken.hits or not others:
             return
         nearest = min((*others, *taken.hits), key=lambda tokens: abs(tokens - cached_tokens))
+        hits = dict(self.hits)
         for tokens, n in taken.hits.items():
-            self.hits[tokens] = self.hits.get(tokens, 0.0) + n
-        left = self.hits.get(nearest, 0.0) - 1.0
-        self.hits[nearest] = max(0.0, left)
+            hits[tokens] = hits.get(tokens, 0.0) + n
+        left = hits.get(nearest, 0.0) - 1.0
+        hits[nearest] = max(0.0, left)
         taken.hits = {nearest: 1.0}
         if left < 0:  # it was taken for one that found something else
-            total = sum(self.hits.values())
+            total = sum(hits.values())
             keep = max(0.0, self.families) / total if total else 0.0
-            self.hits = {tokens: n * keep for tokens, n in self.hits.items()}
+            hits = {tokens: n * keep for tokens, n in hits.items()}
+        self.hits = hits
 
 
 class CohortBook:

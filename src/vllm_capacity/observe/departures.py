@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from random import Random
 from typing import NamedTuple
 
 from vllm_capacity.observe.cohorts import NOBODY, SPREAD, Cohort, CohortBook
@@ -108,22 +109,32 @@ class Departure:
         )
 
 
-def depart(
-    book: CohortBook, departure: Departure, absent: Sequence[Cohort] = ()
-) -> list[tuple[Cohort, Cohort]]:
+class Departed(NamedTuple):
+    """Who was taken out.
+
+    Attributes:
+        taken: for each that could be placed what was taken, and the cohort that it came from,
+            which may be empty now (``CohortBook.drop_empty``).
+        evidence: logarithm of how well the book explains that somebody left whom this is known of;
+            comparable between books.
+    """
+
+    taken: list[tuple[Cohort, Cohort]]
+    evidence: float
+
+
+def depart(book: CohortBook, departure: Departure, chance: Random | None = None) -> Departed:
     """Take requests out of the cohorts that they most likely belonged to.
+
+    Where the sum of prompts is known, prompts of those who stay in these cohorts are what that
+    leaves.
 
     Args:
         book: those who are there.
         departure: what is known of those who left.
-        absent: some who were taken out before, perhaps by mistake.
-
-    Returns:
-        For each that could be placed: what was taken, and the cohort that it came from, which may
-        be empty now (``CohortBook.drop_empty``). Where the sum of prompts is known, prompts of
-        those who stay in these cohorts are what that leaves.
+        chance: takes not the likeliest but any, the likelier the more often; None: the likeliest.
     """
-    likeliest = _likeliest(book, departure, absent)
+    likeliest, evidence = _likeliest(book, departure, chance)
     taken = []
     for cohort in likeliest:
         if cohort is not None:
@@ -144,7 +155,7 @@ def depart(
                 cohort.prompt_off_tokens = max(cohort.prompt_off_tokens, off)
         if departure.cached_tokens is not None:
             found_by(taken, departure.cached_tokens)
-    return taken
+    return Departed(taken, evidence)
 
 
 def found_by(taken: Sequence[tuple[Cohort, Cohort]], cached_tokens: float) -> None:
@@ -168,30 +179,36 @@ def _those_who_stay(book: CohortBook, taken: Sequence[tuple[Cohort, Cohort]]) ->
 
 
 def _likeliest(
-    book: CohortBook, departure: Departure, absent: Sequence[Cohort]
-) -> list[Cohort | None]:
-    """A cohort for each; None for one that was still queued."""
+    book: CohortBook, departure: Departure, chance: Random | None
+) -> tuple[list[Cohort | None], float]:
+    """A cohort for each, None for one that was still queued; and the evidence."""
     candidates = [
         _of_cohort(cohort, departure.with_siblings)
         for cohort in book.cohorts
         if cohort.requests > NOBODY
     ]
-    for cohort in absent:
-        candidate = _of_cohort(cohort, departure.with_siblings)
-        candidate.prior += 2 * _DOUBT
-        candidates.append(candidate)
-    if departure.queue is not None and departure.queue.requests > 0:
+    if departure.queue is not None:
         candidates.append(_of_queue(departure.queue, departure))
     if not candidates:
-        return []
-    count = departure.requests
+        return [], 0.0
     costs = _misfits(departure.of_one(), candidates, ())
-    starts = _starts(candidates, departure, costs)
-    found = [_filled_up(departure, candidates, costs, start) for start in starts]
-    chosen = found[0]
-    if len(found) > 1:
-        chosen = min(found, key=lambda each: _misfit_of_all(departure, each))
-    return _no_more_than_there_are(chosen, candidates, costs)
+    if departure.requests == 1:
+        found, weights = [[c] for c in candidates], costs
+    else:
+        starts = _starts(candidates, departure, costs)
+        found = [_filled_up(departure, candidates, costs, start) for start in starts]
+        weights = [_misfit_of_all(departure, each) for each in found]
+    best = min(weights)
+    if math.isinf(best):
+        best, weights = 0.0, [0.0] * len(weights)
+    shares = [math.exp((best - weight) / 2) for weight in weights]
+    if chance is None:
+        chosen = found[weights.index(best)]
+    else:
+        chosen = chance.choices(found, shares)[0]
+    evidence = math.log(sum(shares)) - best / 2
+    evidence -= departure.requests * math.log(sum(c.room for c in candidates))
+    return _no_more_than_there_are(chosen, candidates, costs), evidence
 
 
 def _starts(

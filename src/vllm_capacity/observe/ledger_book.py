@@ -1,7 +1,9 @@
 """The book of cohorts, brought from one scrape to the next by what the counters say happened."""
 
 from collections import deque
-from dataclasses import dataclass, replace
+from copy import copy
+from dataclasses import replace
+from random import Random
 
 from vllm_capacity.observe.admission import Arrivals, PrefixLengths, Samples, tell_apart
 from vllm_capacity.observe.balance import Balance
@@ -16,8 +18,6 @@ from vllm_capacity.observe.residents import FoundPrefixes, resident_tokens
 _MOST_DOUBTED = 8
 # Requests without a first token that came and went between two scrapes, where none is seen.
 _UNSEEN = 0.3
-# Requests taken out that are remembered in case another one left.
-_MOST_GONE = 24
 # Admissions in a row at which someone must be missing to be gone.
 _ADMISSIONS = 4
 
@@ -48,21 +48,6 @@ class _Patience:
         return lost_served / lost_queued
 
 
-@dataclass(slots=True)
-class _Gone:
-    """One request that was taken out, and why it and no other.
-
-    Attributes:
-        cohort: it, with what it would have by now.
-        departure: what was known of the one who left.
-        counted_out: prompt and generated tokens subtracted from the balances; None: it finished.
-    """
-
-    cohort: Cohort
-    departure: Departure
-    counted_out: tuple[float, float] | None
-
-
 class LedgerBook:
     """Who is past the first token on one engine, as of the scrape before.
 
@@ -70,6 +55,8 @@ class LedgerBook:
         cohorts: they, oldest first.
         abandoned_tokens: of prompts that were admitted and whose clients hung up before the first
             token, so that they are never counted as prompts.
+        evidence: logarithm of how well the book has explained what the counters said.
+        chance: decides where several explanations are possible; None: the likeliest is taken.
         suspects: requests taken out lately because their clients hung up; the engine may not have
             noticed yet, or they were not the engine's.
     """
@@ -78,6 +65,8 @@ class LedgerBook:
         self.cohorts = CohortBook()
         self.suspects: list[Cohort] = []
         self.abandoned_tokens = 0.0
+        self.evidence = 0.0
+        self.chance: Random | None = None
         self._gap = 0.0
         self._prompts, self._generated = Balance(), Balance()
         self._patience = _Patience()
@@ -88,7 +77,6 @@ class LedgerBook:
         self._mean_prompt_tokens = 1.0
         self._taken_for_queued: deque[Departure] = deque(maxlen=_MOST_DOUBTED)
         self._gaps_at_admission: deque[float] = deque(maxlen=_ADMISSIONS)
-        self._gone: deque[_Gone] = deque(maxlen=_MOST_GONE)
 
     def clear(self) -> None:
         """Nobody is there."""
@@ -98,7 +86,24 @@ class LedgerBook:
         self._prefixes.forget_finders()
         self._taken_for_queued.clear()
         self._gaps_at_admission.clear()
-        self._gone.clear()
+
+    def copy(self) -> "LedgerBook":
+        """The same account, to go its own way from here."""
+        other = copy(self)
+        origins: dict[int, Origin] = {}
+        other.cohorts = CohortBook()
+        for cohort in self.cohorts.cohorts:
+            twin = copy(cohort)
+            if cohort.origin is not None:
+                twin.origin = origins.setdefault(id(cohort.origin), copy(cohort.origin))
+            other.cohorts.cohorts.append(twin)
+        other.suspects = list(self.suspects)
+        other._prompts, other._generated = copy(self._prompts), copy(self._generated)
+        other._patience = copy(self._patience)
+        other._prefixes = self._prefixes.copy()
+        other._taken_for_queued = self._taken_for_queued.copy()
+        other._gaps_at_admission = self._gaps_at_admission.copy()
+        return other
 
     def begin(self, cohort: Cohort) -> None:
         """These are there, as far as anybody knows."""
@@ -150,9 +155,16 @@ class LedgerBook:
         book.correct_generated(generated.tokens, max(1.0, now.running))
         self._patience.pass_time(passed.taken_at_seconds, queued=now.waiting, served=book.requests)
         if passed.generated_tokens > 0:
+            self._weigh(now, pending_tokens)
             self._compare_with_those_who_run(now, pending_tokens)
         if passed.first_tokens > 0:
             self._compare_with_those_admitted(now)
+
+    def _weigh(self, now: LedgerCounters, pending_tokens: float) -> None:
+        """With an empty queue all run, and nobody else but those without a first token."""
+        gap = self.cohorts.requests - now.running
+        if now.waiting == 0 and gap > 0.5 or gap < -0.5 and pending_tokens <= 0:
+            self.evidence -= min(3.0, abs(gap))
 
     def _compare_with_those_who_run(self, now: LedgerCounters, pending_tokens: float) -> None:
         """With an empty queue all run. What two scrapes in a row contradict was a wrong guess.
@@ -211,7 +223,7 @@ class LedgerBook:
         """Take out so many that hung up and were wrongly taken for queued ones."""
         found = 0
         while found < requests and self._taken_for_queued and self.cohorts.cohorts:
-            taken = depart(self.cohorts, self._taken_for_queued.popleft())
+            taken = self._depart(self._taken_for_queued.popleft())
             for one, cohort in taken:
                 self._leave(one, cohort, 0.0, None)
             self.cohorts.drop_empty()
@@ -265,62 +277,17 @@ class LedgerBook:
             reach_tokens=reach,
             clients=passed.finished_clients,
         )
-        taken = self._family_left(departure) or self._depart(departure, reach)
+        taken = self._family_left(departure) or self._depart(departure)
         self._tell_again(departure, taken)
-        self._remember(departure, taken, None)
-        if not taken:
-            return
         gone = prompts - book.total("prompt_tokens")
         self._prompts.doubt_book(passed.finished_prompt_tokens - gone)
         expected = sum(one.generated_tokens for one, _ in taken) + requests * reach / 2
         self._generated.doubt_book(passed.finished_generated_tokens - expected)
 
-    def _depart(self, departure: Departure, reach: float) -> list[tuple[Cohort, Cohort]]:
-        """Take out who most likely finished, even if that one was thought to have left before.
-
-        If so, another one left then, and is found now.
-        """
-        for gone in self._gone:
-            gone.cohort.generated_tokens += reach
-        absent = [
-            gone.cohort
-            for gone in self._gone
-            if departure.requests == 1
-            and abs(gone.cohort.prompt_tokens - (departure.prompt_tokens or 0.0)) < 1
-        ]
-        taken = depart(self.cohorts, departure, absent)
-        wrong = [gone for gone in self._gone if gone.cohort.requests < NOBODY]
-        for gone in wrong:
-            self._gone.remove(gone)
-        for gone in wrong:
-            self._find_another(gone)
-        if wrong:
-            _distrust(taken)
-            return []
+    def _depart(self, departure: Departure) -> list[tuple[Cohort, Cohort]]:
+        taken, evidence = depart(self.cohorts, departure, self.chance)
+        self.evidence += evidence
         return taken
-
-    def _find_another(self, gone: _Gone) -> None:
-        """Somebody else left than was thought: take out that one."""
-        others = depart(self.cohorts, gone.departure)
-        if gone.counted_out is not None:
-            self._prompts.tokens += gone.counted_out[0]
-            self._generated.tokens += gone.counted_out[1]
-            for one, cohort in others:
-                self._leave(one, cohort, 0.0, gone.departure)
-        _distrust(others)
-        self.cohorts.drop_empty()
-
-    def _remember(
-        self,
-        departure: Departure,
-        taken: list[tuple[Cohort, Cohort]],
-        counted_out: tuple[float, float] | None,
-    ) -> None:
-        """Keep in mind who was taken out, if that was one whose prompt was known."""
-        if departure.requests == 1 and len(taken) == 1:
-            one = taken[0][0]
-            if abs(one.requests - 1) < NOBODY and one.prompt_off_tokens < 1:
-                self._gone.append(_Gone(one, departure, counted_out))
 
     def _hang_up(
         self, now: LedgerCounters, passed: LedgerCounters, hang_ups: HangUps, reach: float
@@ -341,7 +308,7 @@ class LedgerBook:
             queue=self._queue(now, passed),
             with_siblings=True,
         )
-        taken = depart(book, departure)
+        taken = self._depart(departure)
         queued = requests - len(taken)
         if now.waiting:
             self._patience.lose(queued=queued, served=len(taken))
@@ -353,17 +320,13 @@ class LedgerBook:
                 one.origin.is_exact = False
             one.generated_tokens += one.requests * reach / 2
             self.suspects.append(one)
-            counted_out = self._leave(one, cohort, reach, None if queued else departure.of_one())
-            self._remember(replace(departure, queue=None), taken, counted_out)
+            self._leave(one, cohort, reach, None if queued else departure.of_one())
         return sum(one.requests for one, _ in taken)
 
     def _leave(
         self, one: Cohort, origin: Cohort, reach: float, departure: Departure | None
-    ) -> tuple[float, float]:
-        """Count one out who hung up, or the samples of one, and remember how sure that is.
-
-        Returns the prompt and generated tokens that were counted out.
-        """
+    ) -> None:
+        """Count one out who hung up, or the samples of one, and remember how sure that is."""
         prompt, off = one.prompt_tokens, one.prompt_off_tokens * one.requests
         sure = departure is not None and departure.prompt_tokens is not None
         if departure is not None and departure.prompt_tokens is not None:
@@ -615,13 +578,6 @@ class LedgerBook:
         elif not sure:
             heir.lost = True
         heir.variance += variance
-
-
-def _distrust(taken: list[tuple[Cohort, Cohort]]) -> None:
-    """The sums over those who came with them hold no longer."""
-    for one, _ in taken:
-        if one.origin is not None:
-            one.origin.is_exact = False
 
 
 def _reach(before: LedgerCounters, now: LedgerCounters, passed: LedgerCounters) -> float:

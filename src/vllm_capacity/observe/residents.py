@@ -47,6 +47,12 @@ class FoundPrefixes:
         """Nobody is there any more."""
         self._new.clear()
 
+    def copy(self) -> "FoundPrefixes":
+        """The same, to go its own way from here."""
+        other = FoundPrefixes()
+        other._known, other._new = dict(self._known), dict(self._new)
+        return other
+
     def held_by_their_owners(self, book: CohortBook) -> dict[float, float]:
         """By length, how likely it is that whoever computed the prefix is still there."""
         held = {}

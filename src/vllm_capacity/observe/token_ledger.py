@@ -20,7 +20,7 @@ from vllm_capacity.observe.admission import Samples
 from vllm_capacity.observe.cohorts import NOBODY, SPREAD, Cohort, CohortBook
 from vllm_capacity.observe.engine_snapshot import EngineSnapshot
 from vllm_capacity.observe.hang_ups import HangUpWatch
-from vllm_capacity.observe.ledger_book import LedgerBook
+from vllm_capacity.observe.ledger_books import LedgerBooks
 from vllm_capacity.observe.ledger_counters import LedgerCounters, began_anew
 
 LedgerState = Literal["anchored", "drifting", "unknown"]
@@ -81,7 +81,7 @@ class TokenLedger:
     """The ledger of one engine, fed one snapshot after another."""
 
     def __init__(self) -> None:
-        self._book = LedgerBook()
+        self._book = LedgerBooks()
         self._watch = HangUpWatch()
         self._samples = Samples()
         self._before: LedgerCounters | None = None
@@ -199,7 +199,7 @@ class TokenLedger:
         width = _DEVIATIONS * math.sqrt(variance + running * block * block / 12) + block
         state, reason = self._state(now, beyond)
         return LedgerReading(
-            in_flight_tokens=max(0.0, self._book.in_flight_tokens),
+            in_flight_tokens=max(0.0, self._book.likeliest.in_flight_tokens),
             resident_tokens=resident,
             resident_tokens_low=max(0.0, resident - width) if running else 0.0,
             resident_tokens_high=min(most, resident + width) if running else 0.0,
@@ -217,7 +217,7 @@ class TokenLedger:
         Whoever hangs up before it is never counted as a prompt, and stays a query for ever: with
         an empty queue and all who run past their first token, there is none.
         """
-        queried = now.queried_tokens - now.prompt_tokens - self._book.abandoned_tokens
+        queried = now.queried_tokens - now.prompt_tokens - self._book.likeliest.abandoned_tokens
         if now.waiting == 0 and now.running <= self._book.cohorts.requests:
             self._pending_base = queried
         return queried - self._pending_base
@@ -234,7 +234,7 @@ class TokenLedger:
             return pending
         return sum(
             one.prompt_tokens + one.generated_tokens
-            for one in self._book.suspects[: round(requests)]
+            for one in self._book.likeliest.suspects[: round(requests)]
         )
 
     def _state(self, now: LedgerCounters, beyond: float) -> tuple[LedgerState, str]:
