@@ -17,6 +17,7 @@ class Balance:
         self.tokens = 0.0
         self._counted_variance = 0.0
         self._book_variance = 0.0
+        self._missing = 0.0
 
     def doubt_counters(self, deviation_tokens: float) -> None:
         """Somebody left who had so many tokens more or less than was thought."""
@@ -32,9 +33,14 @@ class Balance:
 
     def settle(self, book_tokens: float) -> float:
         """The best estimate of the sum, given what the book adds up to."""
+        book_tokens += self._missing  # what nobody in the book is known to have
         if self._counted_variance > 0:
             both = self._counted_variance + self._book_variance
             share = self._book_variance / both
             self.tokens = book_tokens + share * (self.tokens - book_tokens)
             self._counted_variance = self._book_variance = self._counted_variance * share
         return self.tokens
+
+    def miss(self, book_tokens: float) -> None:
+        """Remember how much of the sum nobody in the book is known to have."""
+        self._missing = self.tokens - book_tokens

@@ -152,6 +152,7 @@ class LedgerBook:
         total = book.total("generated_tokens") + passed.generated_tokens - left * reach / 2
         self._advance(before, now, passed, generated.settle(total), reach)
         book.correct_prompts(prompts.settle(book.total("prompt_tokens")))
+        prompts.miss(book.total("prompt_tokens"))
         book.correct_generated(generated.tokens, max(1.0, now.running))
         self._patience.pass_time(passed.taken_at_seconds, queued=now.waiting, served=book.requests)
         if passed.generated_tokens > 0:
