@@ -11,13 +11,14 @@ class Balance:
 
     Attributes:
         tokens: by the counters, less what those who hung up are thought to have had.
+        missing_tokens: of them, what nobody in the book is known to have; negative: too many are.
     """
 
     def __init__(self) -> None:
         self.tokens = 0.0
         self._counted_variance = 0.0
         self._book_variance = 0.0
-        self._missing = 0.0
+        self.missing_tokens = 0.0
 
     def doubt_counters(self, deviation_tokens: float) -> None:
         """Somebody left who had so many tokens more or less than was thought."""
@@ -33,7 +34,7 @@ class Balance:
 
     def settle(self, book_tokens: float) -> float:
         """The best estimate of the sum, given what the book adds up to."""
-        book_tokens += self._missing  # what nobody in the book is known to have
+        book_tokens += self.missing_tokens  # what nobody in the book is known to have
         if self._counted_variance > 0:
             both = self._counted_variance + self._book_variance
             share = self._book_variance / both
@@ -43,4 +44,4 @@ class Balance:
 
     def miss(self, book_tokens: float) -> None:
         """Remember how much of the sum nobody in the book is known to have."""
-        self._missing = self.tokens - book_tokens
+        self.missing_tokens = self.tokens - book_tokens

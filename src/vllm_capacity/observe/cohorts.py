@@ -19,7 +19,7 @@ MOST_COHORTS = 48
 SPREAD = 0.58
 NOBODY = 1e-6
 
-TokenSum = Literal["prompt_tokens", "generated_tokens"]
+TokenSum = Literal["prompt_tokens", "cached_tokens", "generated_tokens"]
 
 
 @dataclass(slots=True)
@@ -94,6 +94,12 @@ class Cohort:
         if self.families < 1 + NOBODY:
             return off
         return off + (SPREAD * self.prompt_of_one) ** 2
+
+    @property
+    def cached_tokens(self) -> float:
+        """Of all prompts, those that were found in the prefix cache."""
+        found = sum(tokens * n for tokens, n in self.hits.items())
+        return found + min(self.finders, self.requests) * self.sibling_tokens
 
     def cached_of_one(self) -> tuple[float, float]:
         """Tokens that a mean request found in the prefix cache, and how far that may be off, squared."""

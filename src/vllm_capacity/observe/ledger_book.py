@@ -1,5 +1,6 @@
 """The book of cohorts, brought from one scrape to the next by what the counters say happened."""
 
+import math
 from collections import deque
 from copy import copy
 from dataclasses import replace
@@ -68,7 +69,7 @@ class LedgerBook:
         self.evidence = 0.0
         self.chance: Random | None = None
         self._gap = 0.0
-        self._prompts, self._generated = Balance(), Balance()
+        self._prompts, self._cached, self._generated = Balance(), Balance(), Balance()
         self._patience = _Patience()
         self._lengths = PrefixLengths()
         self._prefixes = FoundPrefixes()
@@ -81,7 +82,7 @@ class LedgerBook:
     def clear(self) -> None:
         """Nobody is there."""
         self.cohorts, self.suspects, self._gap = CohortBook(), [], 0.0
-        self._prompts, self._generated = Balance(), Balance()
+        self._prompts, self._cached, self._generated = Balance(), Balance(), Balance()
         self.abandoned_tokens = 0.0
         self._prefixes.forget_finders()
         self._taken_for_queued.clear()
@@ -99,6 +100,7 @@ class LedgerBook:
             other.cohorts.cohorts.append(twin)
         other.suspects = list(self.suspects)
         other._prompts, other._generated = copy(self._prompts), copy(self._generated)
+        other._cached = copy(self._cached)
         other._patience = copy(self._patience)
         other._prefixes = self._prefixes.copy()
         other._taken_for_queued = self._taken_for_queued.copy()
@@ -109,6 +111,7 @@ class LedgerBook:
         """These are there, as far as anybody knows."""
         self.cohorts.admit(cohort)
         self._prompts.tokens += cohort.prompt_tokens
+        self._cached.tokens += cohort.cached_tokens
         self._generated.tokens += cohort.generated_tokens
 
     def follow(
@@ -142,17 +145,22 @@ class LedgerBook:
         prompts, generated = self._prompts, self._generated
         prompts.tokens += passed.prompt_tokens - passed.finished_prompt_tokens
         generated.tokens += passed.generated_tokens - passed.finished_generated_tokens
+        self._cached.tokens += passed.cached_tokens - passed.finished_cached_tokens
         there = book.requests
         self._finish(now, passed, reach)
         left = passed.finished + self._hang_up(now, passed, hang_ups, reach)
         book.drop_empty()
         stay = min(1.0, book.requests / there)
         prompts.forget(stay)
+        self._cached.forget(stay)
         generated.forget(stay)
         total = book.total("generated_tokens") + passed.generated_tokens - left * reach / 2
         self._advance(before, now, passed, generated.settle(total), reach)
         book.correct_prompts(prompts.settle(book.total("prompt_tokens")))
         prompts.miss(book.total("prompt_tokens"))
+        there = book.total("cached_tokens")
+        self._cached.settle(there)
+        self._cached.miss(there)
         book.correct_generated(generated.tokens, max(1.0, now.running))
         self._patience.pass_time(passed.taken_at_seconds, queued=now.waiting, served=book.requests)
         if passed.generated_tokens > 0:
@@ -205,20 +213,21 @@ class LedgerBook:
         """Put back who was taken out by mistake."""
         self.cohorts.put_back(cohort)
         self._prompts.tokens += cohort.prompt_tokens
+        self._cached.tokens += cohort.cached_tokens
         self._generated.tokens += cohort.generated_tokens
 
     def _lose(self, requests: float) -> None:
         """Take out requests of whom nothing is known."""
-        prompts, generated = self._totals()
+        totals = self._totals()
         self.cohorts.lose(requests)
-        for balance, before, now in zip(
-            (self._prompts, self._generated), (prompts, generated), self._totals(), strict=True
-        ):
+        balances = self._prompts, self._generated, self._cached
+        for balance, before, now in zip(balances, totals, self._totals(), strict=True):
             balance.tokens -= before - now
             balance.doubt_counters(SPREAD * (before - now))
 
-    def _totals(self) -> tuple[float, float]:
-        return self.cohorts.total("prompt_tokens"), self.cohorts.total("generated_tokens")
+    def _totals(self) -> tuple[float, float, float]:
+        book = self.cohorts
+        return book.total("prompt_tokens"), book.total("generated_tokens"), book.total("cached_tokens")
 
     def _take_those_said_to_queue(self, requests: int) -> int:
         """Take out so many that hung up and were wrongly taken for queued ones."""
@@ -266,7 +275,7 @@ class LedgerBook:
         book, requests = self.cohorts, round(passed.finished)
         if requests <= 0:
             return
-        prompts = book.total("prompt_tokens")
+        prompts, cached = book.total("prompt_tokens"), book.total("cached_tokens")
         both = round(passed.finished_outputs) == requests
         departure = Departure(
             requests=requests,
@@ -282,6 +291,8 @@ class LedgerBook:
         self._tell_again(departure, taken)
         gone = prompts - book.total("prompt_tokens")
         self._prompts.doubt_book(passed.finished_prompt_tokens - gone)
+        gone = cached - book.total("cached_tokens")
+        self._cached.doubt_book(passed.finished_cached_tokens - gone)
         expected = sum(one.generated_tokens for one, _ in taken) + requests * reach / 2
         self._generated.doubt_book(passed.finished_generated_tokens - expected)
 
@@ -338,6 +349,9 @@ class LedgerBook:
         self._prompts.tokens -= prompt
         self._generated.tokens -= one.generated_tokens
         self._prompts.doubt_counters(off + 1)
+        mean, variance = one.cached_of_one()
+        self._cached.tokens -= mean * one.requests
+        self._cached.doubt_counters(math.sqrt(variance) * one.requests)
         self._generated.doubt_counters(0.35 * reach * one.requests + 1)
         self._prompts.doubt_book(prompt - one.prompt_tokens)
         self._doubt(one, origin, sure=sure)
@@ -345,19 +359,20 @@ class LedgerBook:
     @property
     def in_flight_tokens(self) -> float:
         """Prompt and generated tokens of everybody."""
-        return max(0.0, sum(self._totals()) + self._unplaced_tokens)
+        return max(0.0, sum(self._totals()[:2]) + self._unplaced_tokens)
 
     @property
     def _unplaced_tokens(self) -> float:
         """Of prompts, by the balance, though everybody's is known; negative: too many are."""
-        return self._prompts.tokens - self.cohorts.total("prompt_tokens")
+        return self._prompts.missing_tokens
 
     def resident(self, running: int) -> tuple[float, float]:
         """Tokens whose keys and values so many running requests hold, and their variance."""
         tokens, variance = resident_tokens(self.cohorts, running, self._prefixes)
         requests = self.cohorts.requests
         share = min(1.0, running / requests) if requests else 0.0
-        return max(0.0, tokens + share * self._unplaced_tokens), variance
+        unplaced = self._unplaced_tokens - self._cached.missing_tokens
+        return max(0.0, tokens + share * unplaced), variance
 
     def _late_siblings(self, arrivals: Arrivals) -> bool:
         """Whether these are samples of a client whose first ones came with the scrape before.
