@@ -88,6 +88,11 @@ class Cohort:
         """Prompt tokens of a mean request."""
         return self.prompt_tokens / self.requests
 
+    @property
+    def is_told(self) -> bool:
+        """Whether it is one client whose prompt is known."""
+        return self.families < 1 + NOBODY and self.prompt_off_tokens == 0
+
     def prompt_variance(self) -> float:
         """How far the prompt of one may be from the mean, squared."""
         off = 1.0 + self.prompt_off_tokens**2

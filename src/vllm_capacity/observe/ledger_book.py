@@ -459,7 +459,11 @@ class LedgerBook:
     ) -> list[tuple[Cohort, Cohort]]:
         """All samples of one client, out of those who were not told apart as they should be."""
         n, arrived = departure.requests, departure.arrived_seconds or 0.0
-        origins = {id(c.origin): c.origin for c in self.cohorts.cohorts if c.origin is not None}
+        origins = {
+            id(c.origin): c.origin
+            for c in self.cohorts.cohorts
+            if c.origin is not None and not c.is_told
+        }
         fitting = [
             o
             for o in origins.values()
@@ -518,7 +522,7 @@ class LedgerBook:
         if not members or not origin.is_exact:
             return
         ages = [c.generated_tokens / c.requests for c in members]
-        is_told = all(c.families < 1 + NOBODY and c.prompt_off_tokens == 0 for c in members) and (
+        is_told = all(c.is_told for c in members) and (
             abs(sum(c.prompt_tokens for c in members) - origin.prompt_tokens) < there
         )
         if (
