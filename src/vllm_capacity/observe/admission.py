@@ -271,11 +271,8 @@ def _ways_of_two(
             left, rest = divmod(round(arrivals.cached_tokens) - found, block_size)
             if rest or left <= 0:
                 continue
-            for first in range(1, left // (n - 1)):
-                second, rest = divmod(left - first * (n - 1), m - 1)
+            for first, second in _blocks_of_two(n, m, left, prompts / block_size):
                 room = prompts - block_size * (n * first + m * second)
-                if rest or not requests <= room <= block_size * requests:
-                    continue
                 # The prompts beyond their full blocks, each as likely as the other.
                 tail = room / requests
                 one, other = block_size * first + tail, block_size * second + tail
@@ -288,6 +285,22 @@ def _ways_of_two(
                         _family(arrivals, m, other, block_size * second, lengths_of_two[1], tail),
                     ],
                 )
+
+
+def _blocks_of_two(n: int, m: int, shared: int, prompts: float) -> Iterator[tuple[int, int]]:
+    """Full blocks of two prompts, asked for ``n`` and ``m`` times, that share so many in all.
+
+    ``(n - 1) * first + (m - 1) * second`` are shared, and beyond its full blocks each of the
+    ``n + m`` prompts has more than nothing and at most a block.
+    """
+    fewest, most = math.ceil(prompts - n - m) - shared, math.floor(prompts) - shared
+    for both in range(max(2, fewest), most + 1):
+        if n == m:
+            first, rest = both // 2, (n - 1) * both - shared
+        else:
+            first, rest = divmod((m - 1) * both - shared, m - n)
+        if not rest and 0 < first < both:
+            yield first, both - first
 
 
 def _family(

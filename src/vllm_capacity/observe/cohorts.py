@@ -273,7 +273,11 @@ class CohortBook:
             if gone.origin is not None:
                 gone.origin.is_exact = False
             left -= gone.requests
-            spread = sum(c.requests * (c.tokens_of_one - mean) ** 2 for c in self.cohorts if c.requests > NOBODY)
+            spread = sum(
+                c.requests * (c.tokens_of_one - mean) ** 2
+                for c in self.cohorts
+                if c.requests > NOBODY
+            )
             self.drop_empty()
             if self.cohorts:
                 heir = self.cohorts[-1]

@@ -10,17 +10,18 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from random import Random
 from typing import NamedTuple
 
 from vllm_capacity.observe.cohorts import NOBODY, SPREAD, Cohort, CohortBook
 
 # Looking for the best set of cohorts costs requests × cohorts; beyond that each is a mean one.
 _MOST_SEARCHED = 4
+# Steps of the golden ratio never come close to where they have been (Weyl's sequence).
+_GOLDEN = (math.sqrt(5) - 1) / 2
 # So many may have come and gone between two scrapes, and no page shows them.
 _MOST_UNSEEN = 16
 # So many of the likeliest are tried as the first of those who left.
-_MOST_STARTS = 8
+_MOST_STARTS = 3
 # Pairs of clients that may have left together are tried among so many.
 _MOST_FAMILIES = 12
 # Prompts in the book may be wrong after a wrong guess: one time in twenty, as a log-likelihood.
@@ -77,7 +78,11 @@ class Departure:
     def without(self, some: "Sequence[_Candidate]") -> "Departure":
         """A mean one of those who remain without ``some``."""
         n, left = self.requests, self.requests - len(some)
-        arrived, prompts, generated = self.arrived_seconds, self.prompt_tokens, self.generated_tokens
+        arrived, prompts, generated = (
+            self.arrived_seconds,
+            self.prompt_tokens,
+            self.generated_tokens,
+        )
         if arrived is not None:
             arrived = (arrived * n - sum(c.arrived for c in some)) / left
         if prompts is not None:
@@ -109,6 +114,27 @@ class Departure:
         )
 
 
+class Chance:
+    """Numbers between 0 and 1, spread evenly; the same ones in every run."""
+
+    def __init__(self) -> None:
+        self._last = 0.0
+
+    def draw(self) -> float:
+        """The next number."""
+        self._last = (self._last + _GOLDEN) % 1.0
+        return self._last
+
+    def pick(self, shares: Sequence[float]) -> int:
+        """An index, the more often the larger its share."""
+        drawn = self.draw() * sum(shares)
+        for index, share in enumerate(shares):
+            drawn -= share
+            if drawn < 0:
+                return index
+        return len(shares) - 1
+
+
 class Departed(NamedTuple):
     """Who was taken out.
 
@@ -123,7 +149,7 @@ class Departed(NamedTuple):
     evidence: float
 
 
-def depart(book: CohortBook, departure: Departure, chance: Random | None = None) -> Departed:
+def depart(book: CohortBook, departure: Departure, chance: Chance | None = None) -> Departed:
     """Take requests out of the cohorts that they most likely belonged to.
 
     Where the sum of prompts is known, prompts of those who stay in these cohorts are what that
@@ -179,7 +205,7 @@ def _those_who_stay(book: CohortBook, taken: Sequence[tuple[Cohort, Cohort]]) ->
 
 
 def _likeliest(
-    book: CohortBook, departure: Departure, chance: Random | None
+    book: CohortBook, departure: Departure, chance: Chance | None
 ) -> tuple[list[Cohort | None], float]:
     """A cohort for each, None for one that was still queued; and the evidence."""
     candidates = [
@@ -205,7 +231,7 @@ def _likeliest(
     if chance is None:
         chosen = found[weights.index(best)]
     else:
-        chosen = chance.choices(found, shares)[0]
+        chosen = found[chance.pick(shares)]
     evidence = math.log(sum(shares)) - best / 2
     evidence -= departure.requests * math.log(sum(c.room for c in candidates))
     return _no_more_than_there_are(chosen, candidates, costs), evidence
@@ -247,7 +273,7 @@ def _filled_up(
     if start:
         costs = _misfits(departure.without(start), candidates, ())
     chosen = [*start, *[candidates[costs.index(min(costs))]] * free]
-    if 1 < free + bool(start) and free <= _MOST_SEARCHED:
+    if free + bool(start) > 1 and free <= _MOST_SEARCHED:
         slots = range(len(start), len(chosen))
         for slot in (*slots, *slots):
             rest = (*chosen[:slot], *chosen[slot + 1 :])
@@ -378,7 +404,9 @@ def _misfits(
     generated = (departure.generated_tokens or 0.0) + count * departure.reach_tokens / 2
     generated -= sum(c.generated for c in rest)
     generated_variance = (0.35 * departure.reach_tokens + 1.0) ** 2 * count
-    no_cached = departure.cached_tokens is None
+    no_cached = departure.cached_tokens is None or not (
+        departure.cached_tokens or any(c.cached for c in candidates)
+    )
     cached = (departure.cached_tokens or 0.0) - sum(c.cached for c in rest)
     cached_spread = 1.0 + sum(c.cached_variance for c in rest)
     misfits = []

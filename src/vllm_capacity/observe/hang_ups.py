@@ -69,9 +69,9 @@ class HangUpWatch:
         sent_bytes = totals.closed_request_bytes - before.closed_request_bytes
         prompts = share * (totals.finished_prompt_tokens - before.finished_prompt_tokens)
         self._requests += closed - finished
-        self._seconds += (totals.closed_response_seconds - before.closed_response_seconds) - share * (
-            totals.finished_seconds - before.finished_seconds
-        )
+        self._seconds += (
+            totals.closed_response_seconds - before.closed_response_seconds
+        ) - share * (totals.finished_seconds - before.finished_seconds)
         self._bytes += sent_bytes
         self._prompt_tokens += prompts
         self._finished += finished

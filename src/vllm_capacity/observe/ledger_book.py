@@ -4,16 +4,14 @@ import math
 from collections import deque
 from copy import copy
 from dataclasses import replace
-from random import Random
 
 from vllm_capacity.observe.admission import Arrivals, PrefixLengths, Samples, tell_apart
 from vllm_capacity.observe.balance import Balance
 from vllm_capacity.observe.cohorts import NOBODY, SPREAD, Cohort, CohortBook, Origin
-from vllm_capacity.observe.departures import Departure, Queue, depart
+from vllm_capacity.observe.departures import Chance, Departure, Queue, depart
 from vllm_capacity.observe.hang_ups import HangUps
 from vllm_capacity.observe.ledger_counters import LedgerCounters
 from vllm_capacity.observe.residents import FoundPrefixes, resident_tokens
-
 
 # Hang-ups taken for queued requests that are remembered in case they were not.
 _MOST_DOUBTED = 8
@@ -67,7 +65,7 @@ class LedgerBook:
         self.suspects: list[Cohort] = []
         self.abandoned_tokens = 0.0
         self.evidence = 0.0
-        self.chance: Random | None = None
+        self.chance: Chance | None = None
         self._gap = 0.0
         self._prompts, self._cached, self._generated = Balance(), Balance(), Balance()
         self._patience = _Patience()
@@ -172,7 +170,7 @@ class LedgerBook:
     def _weigh(self, now: LedgerCounters, pending_tokens: float) -> None:
         """With an empty queue all run, and nobody else but those without a first token."""
         gap = self.cohorts.requests - now.running
-        if now.waiting == 0 and gap > 0.5 or gap < -0.5 and pending_tokens <= 0:
+        if (now.waiting == 0 and gap > 0.5) or (gap < -0.5 and pending_tokens <= 0):
             self.evidence -= min(3.0, abs(gap))
 
     def _compare_with_those_who_run(self, now: LedgerCounters, pending_tokens: float) -> None:
@@ -227,7 +225,11 @@ class LedgerBook:
 
     def _totals(self) -> tuple[float, float, float]:
         book = self.cohorts
-        return book.total("prompt_tokens"), book.total("generated_tokens"), book.total("cached_tokens")
+        return (
+            book.total("prompt_tokens"),
+            book.total("generated_tokens"),
+            book.total("cached_tokens"),
+        )
 
     def _take_those_said_to_queue(self, requests: int) -> int:
         """Take out so many that hung up and were wrongly taken for queued ones."""
@@ -368,7 +370,10 @@ class LedgerBook:
 
     def resident(self, running: int) -> tuple[float, float]:
         """Tokens whose keys and values so many running requests hold, and their variance."""
-        tokens, variance = resident_tokens(self.cohorts, running, self._prefixes)
+        size = self._block_size or 1
+        tokens, variance = resident_tokens(self.cohorts, running, self._prefixes, size)
+        variance += (self._prompts.missing_tokens / 2) ** 2
+        variance += (self._cached.missing_tokens / 2) ** 2
         requests = self.cohorts.requests
         share = min(1.0, running / requests) if requests else 0.0
         unplaced = self._unplaced_tokens - self._cached.missing_tokens

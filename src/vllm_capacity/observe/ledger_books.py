@@ -6,15 +6,17 @@ those that explain what comes are believed (a particle filter: Gordon, Salmond a
 """
 
 import math
-from random import Random
 
 from vllm_capacity.observe.admission import Samples
 from vllm_capacity.observe.cohorts import Cohort, CohortBook
+from vllm_capacity.observe.departures import Chance
 from vllm_capacity.observe.hang_ups import HangUps
 from vllm_capacity.observe.ledger_book import LedgerBook
 from vllm_capacity.observe.ledger_counters import LedgerCounters
 
-_BOOKS = 6
+_BOOKS = 3
+# Where books have to guess, none may be right by this much.
+_DOUBT = 0.01
 # A book that explains one scrape that much worse than another may still be right in the end.
 _WORST = 8.0
 
@@ -24,7 +26,7 @@ class LedgerBooks:
 
     def __init__(self) -> None:
         self._books = [LedgerBook()]
-        self._random = Random(0)  # noqa: S311  # a guess, no secret
+        self._chance = Chance()
 
     @property
     def likeliest(self) -> LedgerBook:
@@ -80,7 +82,14 @@ class LedgerBooks:
             share * (own + (tokens - mean) ** 2)
             for share, (tokens, own) in zip(shares, each, strict=True)
         )
+        if len(self._books) > 1:
+            variance += (_DOUBT * mean) ** 2
         return mean, variance
+
+    @property
+    def is_guess(self) -> bool:
+        """Whether somebody's share was guessed."""
+        return len(self._books) > 1 and not all(c.is_told for c in self.cohorts.cohorts)
 
     def _shares(self) -> list[float]:
         best = self.likeliest.evidence
@@ -92,7 +101,7 @@ class LedgerBooks:
         """Begin to guess: the first book always takes the likeliest, the others by chance."""
         for _ in range(_BOOKS - 1):
             other = self._books[0].copy()
-            other.chance = self._random
+            other.chance = self._chance
             self._books.append(other)
 
     def _select(self) -> None:
@@ -103,7 +112,8 @@ class LedgerBooks:
         shares = self._shares()
         if 1 / sum(share * share for share in shares) > len(shares) / 2:
             return
-        start, total, chosen = self._random.random(), 0.0, []
+        start, total = self._chance.draw(), 0.0
+        chosen: list[LedgerBook] = []
         for book, share in zip(self._books, shares, strict=True):
             while total + share * len(shares) > start + len(chosen):
                 chosen.append(book)
@@ -112,4 +122,4 @@ class LedgerBooks:
         self._books = [first.copy(), *(book.copy() for book in chosen[: len(shares) - 1])]
         for index, book in enumerate(self._books):
             book.evidence = 0.0
-            book.chance = self._random if index else None
+            book.chance = self._chance if index else None

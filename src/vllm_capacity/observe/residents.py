@@ -63,9 +63,11 @@ class FoundPrefixes:
 
 
 def resident_tokens(
-    book: CohortBook, running: float, prefixes: FoundPrefixes
+    book: CohortBook, running: float, prefixes: FoundPrefixes, block_size: int
 ) -> tuple[float, float]:
-    """Tokens in blocks, and their variance.
+    """Tokens in blocks, and their variance, rounding up to whole blocks included.
+
+    Samples of one client are as long as each other, so their last blocks fill up together.
 
     Where some past their first token hold nothing, the youngest that does may already have lost
     its blocks, or the next one have got them back.
@@ -81,6 +83,8 @@ def resident_tokens(
         for tokens, n in cohort.hits.items():
             found[tokens] += n * families / cohort.families  # type: ignore[assignment]
         variance += part * part * cohort.variance
+        if families > 0:
+            variance += requests * requests / families * block_size * block_size / 12
     if holding and book.requests > running + NOBODY:
         variance += holding[-1][0].tokens_of_one ** 2 / 12
     held = prefixes.held_by_their_owners(book)
@@ -88,4 +92,5 @@ def resident_tokens(
         share = held.get(tokens, 0.0)
         own -= tokens * (max(0.0, n - 1) + share * min(1.0, n))
         variance += (tokens * min(1.0, n)) ** 2 * share * (1 - share)
+        variance += tokens * tokens * max(0.0, min(n, 1.0) * (1 - n))
     return max(0.0, own), variance

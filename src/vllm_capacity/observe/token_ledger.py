@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from vllm_capacity.observe.admission import Samples
-from vllm_capacity.observe.cohorts import NOBODY, SPREAD, Cohort, CohortBook
+from vllm_capacity.observe.cohorts import SPREAD, Cohort, CohortBook
 from vllm_capacity.observe.engine_snapshot import EngineSnapshot
 from vllm_capacity.observe.hang_ups import HangUpWatch
 from vllm_capacity.observe.ledger_books import LedgerBooks
@@ -196,7 +196,7 @@ class TokenLedger:
         if snapshot.total_blocks is not None:
             most = max(0.0, snapshot.total_blocks * block - running * (block - 1) / 2)
         resident = min(resident, most)
-        width = _DEVIATIONS * math.sqrt(variance + running * block * block / 12) + block
+        width = _DEVIATIONS * math.sqrt(variance) + block
         state, reason = self._state(now, beyond)
         return LedgerReading(
             in_flight_tokens=max(0.0, self._book.likeliest.in_flight_tokens),
@@ -244,9 +244,8 @@ class TokenLedger:
             if now.waiting:
                 return "drifting", f"{beyond:.0f} requests preempted, taken to be the youngest"
             return "drifting", f"{beyond:.0f} requests neither run nor wait: they may have hung up"
-        lost = sum(1 for cohort in self._book.cohorts.cohorts if cohort.variance)
-        if lost:
-            return "drifting", "requests hung up; which ones was inferred"
+        if self._book.is_guess or any(cohort.variance for cohort in self._book.cohorts.cohorts):
+            return "drifting", "who hung up, or whose samples share a prompt, was inferred"
         return "anchored", "every request past its first token is running"
 
 
