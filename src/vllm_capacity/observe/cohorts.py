@@ -6,7 +6,10 @@ at the head of the queue (``v1/core/sched/scheduler.py``, ``Scheduler.schedule``
 ``_preempt_request``), so of all requests past their first token those that run are the oldest.
 """
 
-from dataclasses import dataclass
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 # More cohorts than that are merged: a scrape costs the same whatever the load.
@@ -17,65 +20,131 @@ SPREAD = 0.58
 NOBODY = 1e-6
 
 TokenSum = Literal["prompt_tokens", "cached_tokens", "generated_tokens"]
-TOKEN_SUMS: tuple[TokenSum, ...] = ("prompt_tokens", "cached_tokens", "generated_tokens")
 
 
 @dataclass(slots=True)
-class Cohort:
-    """Requests that received their first token between two scrapes, as sums over them.
+class Origin:
+    """What the counters say of all that are left of those who came between two scrapes.
 
     Attributes:
-        arrived_seconds: when they arrived, on average, on the clock of the snapshots. Parts of one
-            cohort share it.
-        requests: how many are left; a fraction where it is uncertain which one hung up.
-        prompt_tokens, cached_tokens, generated_tokens: their tokens; cached ones are part of the
-            prompt and came from the prefix cache.
-        copies: how often each prompt token that they computed was there when they were admitted,
-            as those from the prefix cache repeat them.
-        prompt_is_exact: whether the sum of prompts is theirs, not a share of a larger cohort's.
-        lost: whether some hung up of whom only guesses say how long they were.
-        variance: of the sum of tokens for that reason, in tokens squared.
+        arrived_seconds: when they arrived, on average.
+        requests, prompt_tokens, cached_tokens: sums over them.
+        is_exact: whether everybody who left could be told.
     """
 
     arrived_seconds: float
     requests: float
     prompt_tokens: float
     cached_tokens: float
+    is_exact: bool = True
+
+
+@dataclass(slots=True)
+class Cohort:
+    """Requests that received their first token between two scrapes, as sums over them.
+
+    A client that asks for several samples makes several requests with one prompt, a family.
+
+    Attributes:
+        arrived_seconds: when they arrived, on average, on the clock of the snapshots. Parts of one
+            cohort share it.
+        requests: how many are left; a fraction where it is uncertain which one hung up.
+        prompt_tokens, generated_tokens: their tokens.
+        families: how many clients they belong to; as many as ``requests`` without siblings.
+        sibling_tokens: tokens of each prompt whose blocks siblings share.
+        finders: how many found those in the cache, since a sibling had computed them.
+        hits: how many families found so many tokens of their prompt in the prefix cache.
+        prompt_off_tokens: how far the prompt of one may be off although the sum is what it is.
+        lost: whether some hung up of whom only guesses say how long they were.
+        variance: of the sum of tokens for that reason, in tokens squared.
+        origin: the sums that it was told apart from, where they are known.
+    """
+
+    arrived_seconds: float
+    requests: float
+    prompt_tokens: float
     generated_tokens: float = 0.0
-    copies: float = 1.0
-    prompt_is_exact: bool = True
+    families: float = 0.0
+    sibling_tokens: float = 0.0
+    finders: float = -1.0
+    hits: dict[float, float] = field(default_factory=dict)
+    prompt_off_tokens: float = 0.0
     lost: bool = False
     variance: float = 0.0
+    origin: Origin | None = None
+
+    def __post_init__(self) -> None:
+        self.families = self.families or self.requests
+        if self.finders < 0:
+            self.finders = self.requests - self.families
 
     @property
     def tokens_of_one(self) -> float:
         """Prompt and generated tokens of a mean request."""
         return (self.prompt_tokens + self.generated_tokens) / self.requests
 
+    @property
+    def prompt_of_one(self) -> float:
+        """Prompt tokens of a mean request."""
+        return self.prompt_tokens / self.requests
+
+    @property
+    def is_told(self) -> bool:
+        """Whether it is one client whose prompt is known."""
+        return self.families < 1 + NOBODY and self.prompt_off_tokens == 0
+
     def prompt_variance(self) -> float:
         """How far the prompt of one may be from the mean, squared."""
-        if self.requests < 1 + NOBODY and self.prompt_is_exact:
-            return 1.0
-        spread = SPREAD * self.prompt_tokens / self.requests
-        return 1.0 + spread * spread
+        off = 1.0 + self.prompt_off_tokens**2
+        if self.families < 1 + NOBODY:
+            return off
+        return off + (SPREAD * self.prompt_of_one) ** 2
+
+    @property
+    def cached_tokens(self) -> float:
+        """Of all prompts, those that were found in the prefix cache."""
+        found = sum(tokens * n for tokens, n in self.hits.items())
+        return found + min(self.finders, self.requests) * self.sibling_tokens
+
+    def cached_of_one(self) -> tuple[float, float]:
+        """Tokens that a mean request found in the prefix cache, and how far that may be off, squared."""
+        found = sum(tokens * n for tokens, n in self.hits.items())
+        squares = sum(tokens * tokens * n for tokens, n in self.hits.items())
+        finders = min(self.finders, self.requests)
+        total = found + finders * self.sibling_tokens
+        squares += finders * self.sibling_tokens**2
+        mean = total / self.requests
+        return mean, max(0.0, squares / self.requests - mean * mean)
+
+    def families_of(self, requests: float) -> float:
+        """To how many families so many of them belong: the last sample of one takes it away."""
+        if self.families >= self.requests - NOBODY:
+            return requests
+        return min(self.families, requests)
 
     def take(self, requests: float) -> "Cohort":
         """Split off so many requests, each a mean one, and return them."""
         part = min(1.0, requests / self.requests)
+        stay = self.families_of(self.requests * (1 - part)) / self.families
         taken = Cohort(
             self.arrived_seconds,
             self.requests * part,
             self.prompt_tokens * part,
-            self.cached_tokens * part,
             self.generated_tokens * part,
-            copies=self.copies,
-            prompt_is_exact=False,
+            families=self.families_of(self.requests * part),
+            sibling_tokens=self.sibling_tokens,
+            finders=self.finders * part,
+            hits={tokens: n * (1 - stay) for tokens, n in self.hits.items()} if stay < 1 else {},
+            prompt_off_tokens=math.sqrt(self.prompt_variance() - 1),
             lost=self.lost,
+            origin=self.origin,
         )
         self.requests -= taken.requests
         self.prompt_tokens -= taken.prompt_tokens
-        self.cached_tokens -= taken.cached_tokens
         self.generated_tokens -= taken.generated_tokens
+        self.families *= stay
+        self.finders -= taken.finders
+        self.hits = {tokens: n * stay for tokens, n in self.hits.items()} if stay > 0 else {}
         return taken
 
     def put(self, other: "Cohort") -> None:
@@ -84,17 +153,38 @@ class Cohort:
         if other.arrived_seconds != self.arrived_seconds and both > 0:
             later = other.arrived_seconds - self.arrived_seconds
             self.arrived_seconds += later * other.requests / both
-        if other.copies != self.copies:
-            prompts = self.prompt_tokens + other.prompt_tokens
-            computed = self.prompt_tokens / self.copies + other.prompt_tokens / other.copies
-            self.copies = prompts / computed if computed > 0 else 1.0
+        siblings, others = self.requests - self.families, other.requests - other.families
+        if siblings + others > NOBODY:
+            shared = siblings * self.sibling_tokens + others * other.sibling_tokens
+            self.sibling_tokens = shared / (siblings + others)
         self.requests = both
+        self.families += other.families
+        self.finders += other.finders
         self.prompt_tokens += other.prompt_tokens
-        self.cached_tokens += other.cached_tokens
         self.generated_tokens += other.generated_tokens
-        self.prompt_is_exact = self.prompt_is_exact and other.prompt_is_exact
+        self.hits = dict(Counter(self.hits) + Counter(other.hits))  # type: ignore[arg-type]
+        self.prompt_off_tokens = max(self.prompt_off_tokens, other.prompt_off_tokens)
         self.lost = self.lost or other.lost
         self.variance += other.variance
+        self.origin = None
+
+    def found(self, cached_tokens: float, taken: "Cohort") -> None:
+        """One of them turns out to have found so much: correct who is left and who was taken."""
+        others = {t: n for t, n in self.hits.items() if n > NOBODY}
+        if self.families < self.requests - NOBODY or not taken.hits or not others:
+            return
+        nearest = min((*others, *taken.hits), key=lambda tokens: abs(tokens - cached_tokens))
+        hits = dict(self.hits)
+        for tokens, n in taken.hits.items():
+            hits[tokens] = hits.get(tokens, 0.0) + n
+        left = hits.get(nearest, 0.0) - 1.0
+        hits[nearest] = max(0.0, left)
+        taken.hits = {nearest: 1.0}
+        if left < 0:  # it was taken for one that found something else
+            total = sum(hits.values())
+            keep = max(0.0, self.families) / total if total else 0.0
+            hits = {tokens: n * keep for tokens, n in hits.items()}
+        self.hits = hits
 
 
 class CohortBook:
@@ -144,7 +234,7 @@ class CohortBook:
                 older = cohort.take(within)
                 older.variance = cohort.variance * share
                 cohort.variance -= older.variance
-                cohort.prompt_is_exact = False
+                cohort.prompt_off_tokens = older.prompt_off_tokens
                 self.cohorts.insert(index, older)
                 return
             start += cohort.requests
@@ -174,30 +264,51 @@ class CohortBook:
             cohort.generated_tokens += tokens * weight / total
 
     def lose(self, requests: float) -> None:
-        """Let requests leave of whom nothing is known: each may be any."""
-        part = min(1.0, requests / self.requests)
-        for cohort in self.cohorts:
-            gone = cohort.requests * part
-            cohort.variance += gone * cohort.tokens_of_one**2 / 3
-            cohort.lost = True
-            cohort.take(gone)
-        self.drop_empty()
+        """Let requests leave of whom nothing is known: those that are most like the mean one."""
+        left = requests
+        while left > NOBODY and self.requests > NOBODY:
+            mean = (self.total("prompt_tokens") + self.total("generated_tokens")) / self.requests
+            cohort = min(self.cohorts, key=lambda c: abs(c.tokens_of_one - mean))
+            gone = cohort.take(min(1.0, left, cohort.requests))
+            if gone.origin is not None:
+                gone.origin.is_exact = False
+            left -= gone.requests
+            spread = sum(
+                c.requests * (c.tokens_of_one - mean) ** 2
+                for c in self.cohorts
+                if c.requests > NOBODY
+            )
+            self.drop_empty()
+            if self.cohorts:
+                heir = self.cohorts[-1]
+                heir.variance += gone.requests * spread / (self.requests + gone.requests)
 
-    def correct(self, name: TokenSum, total: float, running: float) -> None:
-        """Make a sum over all cohorts what the counters say that it is.
+    def correct_prompts(self, total: float) -> None:
+        """Make the sum of prompts what it is, where somebody's is not known for sure."""
+        doubts = [
+            0.0 if c.origin and c.origin.is_exact else c.requests * c.prompt_variance()
+            for c in self.cohorts
+        ]
+        surplus = total - self.total("prompt_tokens")
+        all_doubts = sum(doubts) + surplus * surplus / 4
+        if all_doubts:
+            self._correct("prompt_tokens", surplus * sum(doubts) / all_doubts, doubts)
 
-        What is missing or too much goes to those that run, evenly; nobody goes below nothing.
-        """
-        surplus = total - self.total(name)
-        if abs(surplus) < NOBODY:
+    def correct_generated(self, total: float, running: float) -> None:
+        """Make the sum of generated tokens what it is, evenly over those that run."""
+        parts = [part * cohort.requests for cohort, part in self.holding(running)]
+        self._correct("generated_tokens", total - self.total("generated_tokens"), parts)
+        now = self.total("generated_tokens")
+        for cohort in self.cohorts if now > 0 else ():
+            cohort.generated_tokens *= max(0.0, total) / now
+
+    def _correct(self, name: TokenSum, surplus: float, weights: Sequence[float]) -> None:
+        """Share out what is missing or too much; nobody goes below nothing."""
+        if abs(surplus) < NOBODY or not any(weights):
             return
-        for cohort, part in self.holding(running):
-            share = surplus * part * cohort.requests / running
+        for cohort, weight in zip(self.cohorts, weights, strict=False):
+            share = surplus * weight / sum(weights)
             setattr(cohort, name, max(0.0, getattr(cohort, name) + share))
-        now = self.total(name)
-        if now > 0:
-            for cohort in self.cohorts:
-                setattr(cohort, name, getattr(cohort, name) * max(0.0, total) / now)
 
     def holding(self, running: float) -> list[tuple[Cohort, float]]:
         """The cohorts whose requests hold blocks, and the part of each that does."""

@@ -8,15 +8,13 @@ requests that finished is the number of clients that hung up, when they had come
 finished ones tell how many bytes a prompt token has, how long their prompts were.
 """
 
+import math
 from dataclasses import dataclass
 
 from vllm_capacity.observe.engine_snapshot import ServerTotals
 
 _FEWEST_FOR_A_FIT = 5
 _FEWEST_FOR_A_RATIO = 20
-# With n samples for one HTTP request the sums of both sides do not compare; so many single ones
-# in a row make it likely that those in flight are single ones as well.
-_FEWEST_SINGLE = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +25,13 @@ class HangUps:
         requests: how many; negative: so many of those reported last had finished after all.
         seconds: for how long they had been served.
         prompt_tokens: of their prompts; None while nothing tells.
+        prompt_deviation_tokens: how far each of those may be off.
     """
 
     requests: int
     seconds: float
     prompt_tokens: float | None
+    prompt_deviation_tokens: float = 0.0
 
 
 NO_HANG_UPS = HangUps(0, 0.0, None)
@@ -43,7 +43,6 @@ class HangUpWatch:
     def __init__(self) -> None:
         self._before: ServerTotals | None = None
         self._reported = 0
-        self._single = float(_FEWEST_SINGLE)
         self._size = _RequestSize()
         self.forget()
 
@@ -62,23 +61,21 @@ class HangUpWatch:
             self.forget()
             return NO_HANG_UPS
         even = self._requests == 0
-        children = totals.finished_requests - before.finished_requests
+        samples = totals.finished_requests - before.finished_requests
         closed = totals.closed_responses - before.closed_responses
         finished = totals.finished_parents - before.finished_parents
-        self._single = self._single + finished if children == finished else 0.0
-        if self._single < _FEWEST_SINGLE:
-            self.forget()
-            return NO_HANG_UPS
+        # A client's response ends with its last sample; the sums are over samples.
+        share = min(1.0, finished / samples) if samples else 0.0
         sent_bytes = totals.closed_request_bytes - before.closed_request_bytes
-        prompts = totals.finished_prompt_tokens - before.finished_prompt_tokens
+        prompts = share * (totals.finished_prompt_tokens - before.finished_prompt_tokens)
         self._requests += closed - finished
-        self._seconds += (totals.closed_response_seconds - before.closed_response_seconds) - (
-            totals.finished_seconds - before.finished_seconds
-        )
+        self._seconds += (
+            totals.closed_response_seconds - before.closed_response_seconds
+        ) - share * (totals.finished_seconds - before.finished_seconds)
         self._bytes += sent_bytes
         self._prompt_tokens += prompts
         self._finished += finished
-        if even and self._requests == 0 and finished:
+        if even and self._requests == 0 and samples == finished > 0:
             self._size.learn(finished, prompts, sent_bytes)
         return self._report(totals)
 
@@ -93,13 +90,11 @@ class HangUpWatch:
             self._reported = 0
             self._requests += taken_back
             return HangUps(-taken_back, 0.0, None)
-        hung_up = HangUps(
-            requests,
-            self._seconds,
-            self._size.prompt_tokens(
-                requests, self._bytes, self._finished, self._prompt_tokens, totals
-            ),
+        prompts = self._size.prompt_tokens(
+            requests, self._bytes, self._finished, self._prompt_tokens, totals
         )
+        off = 0.0 if prompts is None else self._size.deviation_tokens(prompts / requests)
+        hung_up = HangUps(requests, self._seconds, prompts, off)
         self._reported = requests
         self.forget()
         return hung_up
@@ -110,8 +105,21 @@ class _RequestSize:
 
     def __init__(self) -> None:
         self._nn = self._np = self._pp = self._nb = self._pb = 0.0
+        self._misses = self._missed_squares = 0.0
+
+    def deviation_tokens(self, prompt_tokens: float) -> float:
+        """How far one prompt of such a length may be off: as those that finished were."""
+        if self._misses < _FEWEST_FOR_A_FIT:
+            return 5 + 0.05 * prompt_tokens
+        return 2 + math.sqrt(self._missed_squares / self._misses)
 
     def learn(self, requests: float, prompt_tokens: float, sent_bytes: float) -> None:
+        """Take into account requests that finished, of which the sums are known."""
+        line = self._line()
+        if line is not None:
+            missed = (sent_bytes - line[0] * requests) / line[1] - prompt_tokens
+            self._misses += requests
+            self._missed_squares += missed * missed
         self._nn += requests * requests
         self._np += requests * prompt_tokens
         self._pp += prompt_tokens * prompt_tokens
@@ -144,10 +152,7 @@ class _RequestSize:
 
 
 def _ratio(totals: ServerTotals) -> tuple[float, float] | None:
-    if (
-        min(totals.closed_responses, totals.finished_requests) < _FEWEST_FOR_A_RATIO
-        or totals.finished_parents != totals.finished_requests
-    ):
+    if min(totals.closed_responses, totals.finished_requests) < _FEWEST_FOR_A_RATIO:
         return None
     prompt = totals.finished_prompt_tokens / totals.finished_requests
     each = totals.closed_request_bytes / totals.closed_responses

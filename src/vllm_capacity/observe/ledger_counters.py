@@ -16,12 +16,16 @@ class LedgerCounters:
         running, waiting: requests in the batch, and queued.
         first_tokens, first_token_seconds: requests past their first token, and how long they
             had waited for it.
-        prompt_tokens, cached_tokens: of those requests.
+        prompt_tokens, cached_tokens: of those requests; cached are those that the pool had.
         generated_tokens: by all requests.
         finished, finished_outputs: requests that finished, by two histograms that a page may not
             show at the same instant.
         finished_prompt_tokens, finished_cached_tokens, finished_generated_tokens,
         finished_seconds: theirs.
+        external_tokens: prompt tokens from a cache elsewhere (a KV connector); they are no longer
+            told apart from those of the pool when a request finishes.
+        finished_clients: those all of whose samples finished; equal to ``finished`` where vLLM does
+            not say.
         steps: engine steps that gave output; 0 where vLLM does not say.
         queried_tokens: prompts looked up in the prefix cache on admission; equal to
             ``prompt_tokens`` where vLLM does not say.
@@ -41,6 +45,8 @@ class LedgerCounters:
     finished_cached_tokens: float
     finished_generated_tokens: float
     finished_seconds: float
+    external_tokens: float
+    finished_clients: float
     steps: float
     queried_tokens: float
 
@@ -60,6 +66,7 @@ class LedgerCounters:
             return None
         computed = snapshot.request_prefill_computed_tokens
         cached = snapshot.cached_prompt_tokens
+        external = snapshot.prompt_tokens_by_source.get("external_kv_transfer", 0.0)
         if computed is None or cached is None:
             cached, computed = 0.0, prompts
         queried = snapshot.prefix_cache_queries_tokens
@@ -70,7 +77,8 @@ class LedgerCounters:
             first_tokens=snapshot.first_tokens,
             first_token_seconds=snapshot.first_token_seconds or 0.0,
             prompt_tokens=snapshot.prompt_tokens,
-            cached_tokens=cached,
+            cached_tokens=snapshot.prompt_tokens_by_source.get("local_cache_hit", cached),
+            external_tokens=external,
             generated_tokens=snapshot.generation_tokens,
             finished=prompts.count,
             finished_outputs=outputs.count,
@@ -78,6 +86,7 @@ class LedgerCounters:
             finished_cached_tokens=prompts.total - computed.total,
             finished_generated_tokens=outputs.total,
             finished_seconds=(snapshot.request_seconds or _NONE).total,
+            finished_clients=(snapshot.request_params_n or prompts).count,
             steps=snapshot.steps or 0.0,
             queried_tokens=snapshot.prompt_tokens if queried is None else queried,
         )

@@ -16,10 +16,11 @@ import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from vllm_capacity.observe.cohorts import NOBODY, Cohort, CohortBook
-from vllm_capacity.observe.engine_snapshot import EngineSnapshot, Histogram
+from vllm_capacity.observe.admission import Samples
+from vllm_capacity.observe.cohorts import NOBODY, SPREAD, Cohort, CohortBook
+from vllm_capacity.observe.engine_snapshot import EngineSnapshot
 from vllm_capacity.observe.hang_ups import HangUpWatch
-from vllm_capacity.observe.ledger_book import LedgerBook
+from vllm_capacity.observe.ledger_books import LedgerBooks
 from vllm_capacity.observe.ledger_counters import LedgerCounters, began_anew
 
 LedgerState = Literal["anchored", "drifting", "unknown"]
@@ -85,8 +86,9 @@ class TokenLedger:
     """The ledger of one engine, fed one snapshot after another."""
 
     def __init__(self) -> None:
-        self._book = LedgerBook()
+        self._book = LedgerBooks()
         self._watch = HangUpWatch()
+        self._samples = Samples()
         self._before: LedgerCounters | None = None
         self._started_seconds: float | None = None
         self._unknown = True
@@ -110,13 +112,21 @@ class TokenLedger:
         self._started_seconds = snapshot.process_start_time_seconds
         server = snapshot.server
         sole = server is not None and server.engines == 1  # else nobody knows whose they were
+        self._samples.record(snapshot.request_params_n)
         hang_ups = self._watch.record(server if sole else None)
         if now.running == 0 and now.waiting == 0:
             self._anchor(now)
         elif before is None or restarted or not self._is_followed:
             self._begin(now)
         else:
-            self._book.follow(before, now, hang_ups, pending_tokens=self._pending(now))
+            self._book.follow(
+                before,
+                now,
+                hang_ups,
+                pending_tokens=self._pending(now),
+                samples=self._samples,
+                block_size=snapshot.block_size_tokens,
+            )
             self._unknown = self._unknown and self._is_still_unknown(now)
         return self._reading(now, snapshot, restarted=restarted)
 
@@ -126,7 +136,7 @@ class TokenLedger:
 
     def _anchor(self, now: LedgerCounters) -> None:
         """Idle: nothing is in flight, whatever the counters have left over."""
-        self._book = LedgerBook()
+        self._book.clear()
         self._watch.forget()
         self._unknown = False
         self._is_followed = True
@@ -144,16 +154,17 @@ class TokenLedger:
         self._unknown = requests > now.running
         self._is_followed = not self._unknown
         if self._unknown and now.finished and now.waiting == 0:
-            self._book.cohorts.admit(_mean_ones(now))
+            self._book.begin(_mean_ones(now))
             self._is_followed = True
         elif 0 < requests <= now.running:
-            self._book.cohorts.admit(
+            cached = now.cached_tokens - now.finished_cached_tokens
+            self._book.begin(
                 Cohort(
                     now.taken_at_seconds,
                     requests,
                     now.prompt_tokens - now.finished_prompt_tokens,
-                    now.cached_tokens - now.finished_cached_tokens,
                     now.generated_tokens - now.finished_generated_tokens,
+                    hits={max(0.0, cached) / requests: requests},
                 )
             )
 
@@ -179,8 +190,7 @@ class TokenLedger:
             )
         holding = book.holding(running)
         beyond = max(0.0, book.requests - running)
-        samples = _samples(snapshot.request_params_n)
-        resident, variance = _resident(holding, samples, is_cut=beyond > NOBODY)
+        resident, variance = self._book.resident(running)
         more = 0.0
         without = running - sum(cohort.requests * part for cohort, part in holding)
         if without > 0.5:
@@ -192,10 +202,10 @@ class TokenLedger:
         if snapshot.total_blocks is not None:
             most = max(0.0, snapshot.total_blocks * block - running * (block - 1) / 2)
         resident = min(resident, most)
-        width = _DEVIATIONS * math.sqrt(variance + samples * running * block * block / 12) + block
+        width = _DEVIATIONS * math.sqrt(variance) + block
         state, reason = self._state(now, beyond)
         return LedgerReading(
-            in_flight_tokens=sum(c.prompt_tokens + c.generated_tokens for c in book.cohorts),
+            in_flight_tokens=max(0.0, self._book.likeliest.in_flight_tokens),
             resident_tokens=resident,
             resident_tokens_low=max(0.0, resident - width) if running else 0.0,
             resident_tokens_high=min(most, resident + width) if running else 0.0,
@@ -214,7 +224,7 @@ class TokenLedger:
         Whoever hangs up before it is never counted as a prompt, and stays a query for ever: with
         an empty queue and all who run past their first token, there is none.
         """
-        queried = now.queried_tokens - now.prompt_tokens
+        queried = now.queried_tokens - now.prompt_tokens - self._book.likeliest.abandoned_tokens
         if now.waiting == 0 and now.running <= self._book.cohorts.requests:
             self._pending_base = queried
         return queried - self._pending_base
@@ -231,7 +241,7 @@ class TokenLedger:
             return pending
         return sum(
             one.prompt_tokens + one.generated_tokens
-            for one in self._book.suspects[: round(requests)]
+            for one in self._book.likeliest.suspects[: round(requests)]
         )
 
     def _state(self, now: LedgerCounters, beyond: float) -> tuple[LedgerState, str]:
@@ -241,9 +251,8 @@ class TokenLedger:
             if now.waiting:
                 return "drifting", f"{beyond:.0f} requests preempted, taken to be the youngest"
             return "drifting", f"{beyond:.0f} requests neither run nor wait: they may have hung up"
-        lost = sum(1 for cohort in self._book.cohorts.cohorts if cohort.variance)
-        if lost:
-            return "drifting", "requests hung up; which ones was inferred"
+        if self._book.is_guess or any(cohort.variance for cohort in self._book.cohorts.cohorts):
+            return "drifting", "who hung up, or whose samples share a prompt, was inferred"
         return "anchored", "every request past its first token is running"
 
 
@@ -265,49 +274,11 @@ def _mean_ones(now: LedgerCounters) -> Cohort:
         now.taken_at_seconds - now.finished_seconds / now.finished / 2,
         now.running,
         now.finished_prompt_tokens * share,
-        now.finished_cached_tokens * share,
         now.finished_generated_tokens * share / 2,
-        prompt_is_exact=False,
+        hits={now.finished_cached_tokens / now.finished: float(now.running)},
+        prompt_off_tokens=SPREAD * now.finished_prompt_tokens / now.finished,
         lost=True,
     )
-
-
-def _resident(
-    holding: list[tuple[Cohort, float]], samples: float, *, is_cut: bool
-) -> tuple[float, float]:
-    """Tokens that requests hold of their own and a copy of what they share; their variance.
-
-    The ``samples`` of one request share its prompt, which the first of them computed: no copy more
-    unless that one is gone. What else came from the prefix cache is taken for one prefix that all
-    share and that somebody computed who is gone: one copy more.
-
-    Where some past their first token hold nothing (``is_cut``), the youngest that does may already
-    have lost its blocks, or the next one have got them back.
-    """
-    requests = own = prompts = cached = squared = orphaned = variance = 0.0
-    for cohort, part in holding:
-        computed = cohort.prompt_tokens - cohort.cached_tokens
-        orphaned += part * max(0.0, cohort.prompt_tokens / cohort.copies - computed)
-        requests += cohort.requests * part
-        prompts += part * cohort.prompt_tokens
-        own += part * (computed + cohort.generated_tokens)
-        cached += part * cohort.cached_tokens
-        squared += part * cohort.cached_tokens**2 / cohort.requests
-        variance += part * part * cohort.variance
-    if holding and is_cut:
-        variance += holding[-1][0].tokens_of_one ** 2 / 12
-    of_siblings = min(cached, prompts * (1 - 1 / samples))
-    variance += (of_siblings / max(1.0, requests)) ** 2
-    prefix = squared / cached if cached else 0.0  # of those who have one
-    shared = prefix * (1 - of_siblings / cached) if cached else 0.0
-    return max(0.0, own) + shared + (orphaned if of_siblings else 0.0), variance
-
-
-def _samples(params_n: Histogram | None) -> float:
-    """Samples of a mean request."""
-    if params_n is None or params_n.count <= 0:
-        return 1.0
-    return max(1.0, params_n.total / params_n.count)
 
 
 def _in_flight(book: CohortBook, running: float) -> tuple[RequestsInFlight, ...]:
@@ -320,7 +291,7 @@ def _in_flight(book: CohortBook, running: float) -> tuple[RequestsInFlight, ...]
                 min(requests, max(0.0, left)),
                 cohort.prompt_tokens / requests,
                 cohort.generated_tokens / requests,
-                is_exact=cohort.prompt_is_exact and requests < 1 + NOBODY,
+                is_exact=cohort.is_told and requests < 1 + NOBODY,
             )
         )
         left -= requests
