@@ -73,7 +73,7 @@ def test_every_flag_that_a_page_gives_our_command_exists(page: Path) -> None:
     known |= {"--json", "--calibrate-from", "--save-profile", "--users"}
     known |= {f"--{name.replace('_', '-')}" for name, _ in WORKLOAD_FLAGS}
     known |= {"--redact", *(f"--{option.name}" for option in RECORD_OPTIONS)}
-    known |= {"--load", "--port", "--num-gpu-blocks-override", "--data-parallel-size"}
+    known |= {"--load", "--port", "--scenario", "--num-gpu-blocks-override", "--data-parallel-size"}
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
     for line in re.findall(r"^\s*(?:\$ )?vllm-capacity .*$", text, re.MULTILINE):
         ours = re.sub(r"'[^']*'", "''", line)  # a pasted vLLM command line is vLLM's own

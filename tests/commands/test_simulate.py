@@ -1,6 +1,7 @@
 """``vllm-capacity simulate`` as a program."""
 
 import argparse
+import asyncio
 import re
 import signal
 import subprocess
@@ -43,6 +44,18 @@ def test_it_serves_until_it_is_told_to_stop_and_ends_in_order(number: signal.Sig
         assert process.wait(timeout=10) == 0
     assert "simulated" in line
     assert 'vllm:num_requests_running{engine="1"' in page
+
+
+def test_a_scenario_gives_what_no_flag_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    monkeypatch.setattr(simulate, "SimulatedServer", lambda *args, **_: made.append(args))
+    monkeypatch.setattr(asyncio, "run", lambda coroutine: coroutine.close())
+    flags = ["--scenario", "smaller-pool", "--max-num-seqs", "9", "--served-model-name", "m"]
+    assert simulate.run(parser().parse_args(flags)) == 0
+    ((config, workload, (restart,)),) = made
+    assert (config.max_num_seqs, config.model_name, config.num_gpu_blocks) == (9, "m", 2560)
+    assert (restart.config.max_num_seqs, restart.config.num_gpu_blocks) == (9, 1280)
+    assert workload.pattern == "steady"
 
 
 def test_every_flag_that_cannot_be_used_is_named() -> None:

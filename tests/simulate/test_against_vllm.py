@@ -111,8 +111,9 @@ def simulated_row(outcome: StepOutcome, num_usable_blocks: Blocks) -> list[int] 
         stats.prefix_cache_queries_tokens,
         stats.prefix_cache_hits_tokens,
         iteration.num_preempted if iteration else 0,
-        len(outcome.outputs),
+        sum(output.num_tokens for output in outcome.outputs),
         sum(output.finish_reason is not None for output in outcome.outputs),
+        sum(accepted for _, accepted in stats.drafts),
     ]
 
 
@@ -141,7 +142,7 @@ class Replay:
         self.answers[number] = [self.engine.add(submission, index) for index in indices]
 
 
-@pytest.mark.parametrize("case", range(16))
+@pytest.mark.parametrize("case", range(40))
 def test_the_simulated_scheduler_does_what_vllms_scheduler_did_at_every_step(case: int) -> None:
     recording = recorded_schedules()[case]
     replay = Replay(recording)
@@ -153,8 +154,9 @@ def test_the_simulated_scheduler_does_what_vllms_scheduler_did_at_every_step(cas
 def test_the_recorded_schedules_reach_what_matters() -> None:
     rows = [row for recording in recorded_schedules() for row in recording["steps"] if row]
     totals = [sum(column) for column in zip(*rows, strict=True)]
-    hits, preemptions, finished = totals[5], totals[6], totals[8]
-    assert len(rows) > 5000
+    hits, preemptions, finished, accepted = totals[5], totals[6], totals[8], totals[9]
+    assert len(rows) > 12_000
+    assert accepted > 5000
     assert hits > 1000
     assert preemptions > 100
     assert finished > 500

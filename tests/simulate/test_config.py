@@ -1,5 +1,7 @@
 """The simulated deployment is one that could be."""
 
+from typing import Any
+
 import pytest
 
 from vllm_capacity.errors import SettingsError
@@ -43,6 +45,57 @@ def test_the_reported_capacity_is_vllms(
     assert labels["num_gpu_blocks"] == str(num_gpu_blocks)
     assert labels["kv_cache_max_concurrency"] == concurrency
     assert labels["kv_cache_size_tokens"] == tokens
+
+
+LOCAL = {
+    "num_hidden_layers": 12,
+    "num_key_value_heads": 2,
+    "head_dim": 128,
+    "sliding_window": 256,
+    "layer_types": [*(["sliding_attention"] * 5), "full_attention"] * 2,
+}
+
+
+def test_the_reported_capacity_of_local_layers_is_that_of_a_recorded_server() -> None:
+    config = SimulationConfig(
+        num_gpu_blocks=Blocks(500),
+        block_size=Tokens(32),
+        max_model_len=Tokens(2048),
+        model_config=LOCAL,
+    )
+    labels = config.cache_config_labels
+    assert len(config.cache_groups) == 6
+    assert labels["kv_cache_max_concurrency"] == "1.2853470437017995"
+    assert labels["kv_cache_size_tokens"] == "2632"
+    assert config.bytes_per_block == 2 * 2 * 2 * 128 * 2 * 32  # two layers a group
+
+
+def test_every_engine_repeats_the_sum_of_all_pools() -> None:
+    labels = SimulationConfig(num_gpu_blocks=Blocks(600), data_parallel_size=2).cache_config_labels
+    assert labels["num_gpu_blocks"] == "1200"
+    assert labels["kv_cache_size_tokens"] == "9600"
+
+
+@pytest.mark.parametrize(
+    ("fields", "key"),
+    [
+        ({"num_speculative_tokens": 17}, "num_speculative_tokens"),
+        ({"draft_acceptance_ratio": 1.1}, "draft_acceptance_ratio"),
+        ({"leaked_blocks_per_second": -1.0}, "leaked_blocks_per_second"),
+        (
+            {"model_config": {**LOCAL, "layer_types": ["linear_attention"] * 12}},
+            "enable_prefix_caching",
+        ),
+        (
+            {"model_config": {**LOCAL, "layer_types": ["chunked_attention"] * 12}},
+            "model_config.layer_types",
+        ),
+    ],
+)
+def test_what_cannot_be_simulated_is_refused(fields: dict[str, Any], key: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        SimulationConfig(**fields)
+    assert key in [fault.key for fault in caught.value.faults]
 
 
 def test_all_faults_are_told_at_once() -> None:

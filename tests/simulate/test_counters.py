@@ -1,12 +1,14 @@
 """The page says what the engines did."""
 
 import re
+from dataclasses import replace
 from itertools import pairwise
 from statistics import mean
 
 import pytest
 
 from vllm_capacity.simulate import (
+    SIMULATED_MODEL_CONFIG,
     Arrival,
     RequestSpec,
     SimulatedMetrics,
@@ -120,6 +122,22 @@ def test_cached_prompt_tokens_are_named_by_their_source() -> None:
     assert server.value("vllm:request_prefill_kv_computed_tokens_sum") == 240
 
 
+def test_prompts_from_an_external_cache_are_cached_but_share_no_block() -> None:
+    known = replace(spec_of(200, 5), external_tokens=Tokens(170))
+    server = Server(replace(small(), external_cache=True), [Arrival(0.0, known)] * 2)
+    server.simulation.advance_to(0.05)
+    held = [len(request.block_ids) for request in server.simulation.engines[0].truth().running]
+    assert server.simulation.engines[0].truth().used_blocks == sum(held) == 2 * 13
+    server.simulation.advance_to(1000)
+    by_source = "vllm:prompt_tokens_by_source_total"
+    assert server.value(by_source, source="external_kv_transfer") == 2 * 160
+    assert server.value(by_source, source="local_cache_hit") == 0
+    assert server.value("vllm:prompt_tokens_cached_total") == 2 * 160
+    assert server.value("vllm:external_prefix_cache_queries_total") == 2 * 200
+    assert server.value("vllm:external_prefix_cache_hits_total") == 2 * 160
+    assert server.value("vllm:request_prefill_kv_computed_tokens_sum") == 2 * 40
+
+
 def test_the_phases_of_a_request_add_up_to_its_time() -> None:
     server = Server(small(), [Arrival(0.0, spec_of(300, 30)) for _ in range(8)])
     server.simulation.advance_to(1000)
@@ -170,6 +188,53 @@ def test_a_simulated_engine_is_awake() -> None:
 @pytest.mark.parametrize(("max_model_len", "last"), [(1999, 1000), (2000, 2000), (2001, 2000)])
 def test_token_buckets_end_at_or_below_the_longest_request(max_model_len: int, last: int) -> None:
     assert token_buckets(max_model_len)[-1] == last
+
+
+def test_accepted_drafts_are_tokens_and_told_by_their_place() -> None:
+    config = SimulationConfig(num_speculative_tokens=3, async_scheduling=False)
+    server = Server(config, [Arrival(0.1 * i, spec_of(100 + i, 200)) for i in range(10)])
+    server.simulation.advance_to(1000)
+    drafts, drafted, accepted = (
+        server.value(f"vllm:spec_decode_num_{what}_total")
+        for what in ("drafts", "draft_tokens", "accepted_tokens")
+    )
+    places = [
+        server.value("vllm:spec_decode_num_accepted_tokens_per_pos_total", position=str(place))
+        for place in range(3)
+    ]
+    assert server.value("vllm:generation_tokens_total") == 2000
+    # Each request's first token has no drafts; the last step may accept more than is wanted.
+    assert 2000 <= 10 + drafts + accepted <= 2000 + 3 * 10
+    assert drafted <= 3 * drafts
+    assert places == sorted(places, reverse=True)
+    assert sum(places) == accepted
+    assert places[0] / drafts == pytest.approx(0.7, abs=0.1)
+
+
+def test_without_drafts_the_page_has_no_word_of_them() -> None:
+    assert b"spec_decode" not in SimulatedMetrics(small()).page()
+
+
+def test_blocks_outside_the_window_are_given_back() -> None:
+    layers = ["sliding_attention"] * 5 + ["full_attention"]
+    config = SimulationConfig(
+        model_config={**SIMULATED_MODEL_CONFIG, "layer_types": layers, "sliding_window": 64}
+    )
+    server = Server(config, [Arrival(0.0, spec_of(64, 2000))])
+    server.simulation.advance_to(35.0)
+    (request,) = server.simulation.engines[0].truth().running
+    full = -(-request.computed_tokens // 16)
+    assert full > 50
+    # Four or five blocks in each of the five other groups, and those of the step in flight.
+    assert full + 5 * 4 <= len(request.block_ids) <= full + 5 * 6
+
+
+def test_a_request_with_a_rank_goes_there_and_nowhere_else() -> None:
+    config = SimulationConfig(data_parallel_size=3)
+    pinned = replace(spec_of(100, 5), data_parallel_rank=1)
+    server = Server(config, [Arrival(float(i), pinned) for i in range(6)])
+    server.simulation.advance_to(1000)
+    assert [engine.truth().finished for engine in server.simulation.engines] == [0, 6, 0]
 
 
 def test_the_default_load_shows_life_within_a_minute_then_queues_and_preempts() -> None:

@@ -47,6 +47,22 @@ arrivals = st.lists(st.builds(Arrival, st.floats(0, 4), specs), min_size=1, max_
 )
 
 
+hybrids = st.builds(
+    replace,
+    configs,
+    num_gpu_blocks=st.integers(90, 150).map(Blocks),
+    enable_prefix_caching=st.just(value=False) | st.booleans(),
+    num_speculative_tokens=st.sampled_from([0, 1, 3]),
+    model_config=st.sampled_from(
+        [
+            {"num_hidden_layers": len(kinds), "num_key_value_heads": 1, "head_dim": 1}
+            | {"layer_types": kinds, "sliding_window": 20}
+            for kinds in (["full_attention"], ["sliding_attention", "full_attention"])
+        ]
+    ),
+)
+
+
 class Tally:
     """Adds up what the steps report, as the counters do."""
 
@@ -125,6 +141,26 @@ def test_in_the_end_every_request_ended_every_block_is_free_and_every_token_is_c
         assert tally.finished_tokens == tally.generation_tokens
         assert tally.preemptions_heard == tally.preempted
         assert tally.prompt_tokens == sum(a.spec.n * a.spec.prompt_tokens for a in load)
+
+
+@settings(max_examples=60, deadline=None)
+@given(config=hybrids, load=arrivals)
+def test_with_windows_and_drafts_blocks_add_up_and_no_request_holds_more_than_it_may(
+    config: SimulationConfig, load: list[Arrival]
+) -> None:
+    simulation = Simulation(config, load, Tally())
+    for tick in range(40):
+        simulation.advance_to(tick * 0.2)
+        for engine in simulation.engines:
+            truth = engine.truth()
+            held = {block for request in truth.running for block in request.block_ids}
+            assert truth.used_blocks == len(held)
+            assert truth.used_blocks + truth.free_blocks == config.num_usable_blocks
+            assert_requests_add_up(truth, config)
+            for request in truth.running:
+                assert len(request.block_ids) <= config.blocks_per_max_len_request
+    simulation.advance_to(1e6)
+    assert all(engine.truth().used_blocks == 0 for engine in simulation.engines)
 
 
 @settings(max_examples=30, deadline=None)

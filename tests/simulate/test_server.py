@@ -12,6 +12,7 @@ import pytest
 from vllm_capacity.errors import SettingsError
 from vllm_capacity.simulate import (
     SIMULATED_MODEL_CONFIG,
+    Restart,
     SimulatedServer,
     SimulationConfig,
     Workload,
@@ -20,9 +21,14 @@ from vllm_capacity.simulate import (
 Visit = Callable[[httpx.AsyncClient, SimulatedServer], Awaitable[None]]
 
 
-def visiting(visit: Visit, config: SimulationConfig | None = None, speed: float = 1.0) -> None:
+def visiting(
+    visit: Visit,
+    config: SimulationConfig | None = None,
+    speed: float = 1.0,
+    restarts: tuple[Restart, ...] = (),
+) -> None:
     async def main() -> None:
-        server = SimulatedServer(config or SimulationConfig(), Workload(), speed=speed)
+        server = SimulatedServer(config or SimulationConfig(), Workload(), restarts, speed=speed)
         url = await server.start()
         try:
             async with httpx.AsyncClient(base_url=url, timeout=5) as client:
@@ -101,6 +107,18 @@ def test_the_page_moves_by_itself() -> None:
         )
 
     visiting(visit, speed=50)
+
+
+def test_while_it_restarts_every_page_is_refused_but_the_one_for_people() -> None:
+    restart = Restart(at_seconds=0.0, down_seconds=1e6, config=SimulationConfig())
+
+    async def visit(client: httpx.AsyncClient, _: SimulatedServer) -> None:
+        await asyncio.sleep(0.2)
+        for page in ("/metrics", "/v1/models", "/version", "/health"):
+            assert (await client.get(page)).status_code == 503
+        assert (await client.get("/")).status_code == 200
+
+    visiting(visit, restarts=(restart,))
 
 
 def test_stopping_twice_is_stopping_once_and_the_port_is_free_again() -> None:

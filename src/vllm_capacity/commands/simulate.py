@@ -5,9 +5,17 @@ import asyncio
 import logging
 import signal
 import sys
+from dataclasses import replace
+from typing import Any
 
-from vllm_capacity.simulate import LOAD_PATTERNS, SimulatedServer, SimulationConfig, Workload
-from vllm_capacity.units import Blocks, Tokens, format_gib
+from vllm_capacity.simulate import (
+    LOAD_PATTERNS,
+    SCENARIOS,
+    Scenario,
+    SimulatedServer,
+    SimulationConfig,
+)
+from vllm_capacity.units import format_gib
 
 _DESCRIPTION = """\
 Serve the pages of a vLLM 0.32 server from a simulation: no GPU, no model, no real requests.
@@ -18,6 +26,7 @@ dashboards, alerts and this exporter:
 
   vllm-capacity simulate --port 8000 --load burst
   vllm-capacity serve --target http://127.0.0.1:8000
+  vllm-capacity simulate --scenario smaller-pool
 
 Pages: /metrics /v1/models /version /health. Every answer says that it is a simulation.
 """
@@ -33,13 +42,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--port", type=int, default=8000, help="port to listen on; 0 takes any (%(default)s)"
     )
     _add_engine_arguments(parser.add_argument_group("simulated engine, by vLLM's names"), config)
+    parser.add_argument(
+        "--scenario",
+        metavar="NAME",
+        choices=tuple(SCENARIOS),
+        help="start from one of: "
+        + "; ".join(f"{name} ({scenario.text})" for name, scenario in SCENARIOS.items()),
+    )
     load = parser.add_argument_group("simulated clients")
     load.add_argument(
         "--load",
         metavar="PATTERN",
         choices=tuple(LOAD_PATTERNS),
-        default="diurnal",
-        help=f"how the load moves: {', '.join(LOAD_PATTERNS)} (%(default)s)",
+        help=f"how the load moves: {', '.join(LOAD_PATTERNS)} (diurnal)",
     )
     load.add_argument("--seed", type=int, default=0, help="equal seeds, equal load (%(default)s)")
     load.add_argument(
@@ -59,14 +74,11 @@ def _add_engine_arguments(group: argparse._ArgumentGroup, config: SimulationConf
         ("--max-num-batched-tokens", config.max_num_batched_tokens, "most tokens of a step"),
         ("--data-parallel-size", config.data_parallel_size, "engines behind the one address"),
     ):
-        group.add_argument(
-            flag, type=int, default=default, metavar="N", help=f"{text} (%(default)s)"
-        )
+        group.add_argument(flag, type=int, metavar="N", help=f"{text} ({default})")
     group.add_argument(
         "--served-model-name",
-        default=config.model_name,
         metavar="NAME",
-        help="the model_name label (%(default)s)",
+        help=f"the model_name label ({config.model_name})",
     )
 
 
@@ -77,23 +89,34 @@ def run(args: argparse.Namespace) -> int:
         InputError: flags that cannot be used, all of them at once.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    config = _config(args)
-    workload = Workload(pattern=args.load, seed=args.seed)
-    server = SimulatedServer(config, workload, host=args.host, port=args.port, speed=args.speed)
+    scenario = SCENARIOS[args.scenario] if args.scenario else Scenario(text="")
+    given = _given(args)
+    config = replace(scenario.config, **given)
+    workload = replace(
+        scenario.workload, seed=args.seed, pattern=args.load or scenario.workload.pattern
+    )
+    # The pool after a restart is the scenario's point.
+    kept = {name: value for name, value in given.items() if name != "num_gpu_blocks"}
+    restarts = [replace(r, config=replace(r.config, **kept)) for r in scenario.restarts]
+    server = SimulatedServer(
+        config, workload, restarts, host=args.host, port=args.port, speed=args.speed
+    )
     asyncio.run(_serve(server, config))
     return 0
 
 
-def _config(args: argparse.Namespace) -> SimulationConfig:
-    return SimulationConfig(
-        num_gpu_blocks=Blocks(args.num_gpu_blocks_override),
-        block_size=Tokens(args.block_size),
-        max_model_len=Tokens(args.max_model_len),
-        max_num_seqs=args.max_num_seqs,
-        max_num_batched_tokens=Tokens(args.max_num_batched_tokens),
-        model_name=args.served_model_name,
-        data_parallel_size=args.data_parallel_size,
-    )
+def _given(args: argparse.Namespace) -> dict[str, Any]:
+    """Fields of the config that a flag sets, the scenario's stay as they are otherwise."""
+    given = {
+        "num_gpu_blocks": args.num_gpu_blocks_override,
+        "block_size": args.block_size,
+        "max_model_len": args.max_model_len,
+        "max_num_seqs": args.max_num_seqs,
+        "max_num_batched_tokens": args.max_num_batched_tokens,
+        "model_name": args.served_model_name,
+        "data_parallel_size": args.data_parallel_size,
+    }
+    return {name: value for name, value in given.items() if value is not None}
 
 
 async def _serve(server: SimulatedServer, config: SimulationConfig) -> None:

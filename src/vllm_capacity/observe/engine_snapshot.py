@@ -379,6 +379,8 @@ def _num_gpu_blocks(
     labelled = _int_label(config, "num_gpu_blocks")
     if labelled is None or engine_count == 1:
         return labelled, "label"
+    if labelled < engine_count:  # no pool is that small
+        return None, "label"
     share, rest = divmod(labelled, engine_count)
     if rest:
         return round(labelled / engine_count), "mean over engines"

@@ -296,7 +296,8 @@ class LedgerBook:
         gone = prompts - book.total("prompt_tokens")
         self._prompts.doubt_book(passed.finished_prompt_tokens - gone)
         gone = cached - book.total("cached_tokens")
-        self._cached.doubt_book((departure.cached_tokens or gone) - gone)
+        if departure.cached_tokens is not None:
+            self._cached.doubt_book(departure.cached_tokens - gone)
         expected = sum(one.generated_tokens for one, _ in taken) + requests * reach / 2
         self._generated.doubt_book(passed.finished_generated_tokens - expected)
 

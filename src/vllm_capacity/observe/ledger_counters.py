@@ -77,7 +77,7 @@ class LedgerCounters:
             first_tokens=snapshot.first_tokens,
             first_token_seconds=snapshot.first_token_seconds or 0.0,
             prompt_tokens=snapshot.prompt_tokens,
-            cached_tokens=snapshot.prompt_tokens_by_source.get("local_cache_hit", cached),
+            cached_tokens=max(0.0, cached - external),
             external_tokens=external,
             generated_tokens=snapshot.generation_tokens,
             finished=prompts.count,

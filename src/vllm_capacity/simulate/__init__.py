@@ -9,12 +9,16 @@ from vllm_capacity.simulate.config import (
 from vllm_capacity.simulate.engine import EngineTruth, RequestTruth, SimulatedEngine, StepOutcome
 from vllm_capacity.simulate.metrics import SimulatedMetrics
 from vllm_capacity.simulate.requests import RequestSpec, Status, Submission
+from vllm_capacity.simulate.scenarios import SCENARIOS, Scenario
+from vllm_capacity.simulate.scrapes import Scrape, Scraping, scrapes
 from vllm_capacity.simulate.server import SimulatedServer
 from vllm_capacity.simulate.simulation import Simulation
+from vllm_capacity.simulate.target import Restart, SimulatedTarget
 from vllm_capacity.simulate.workload import LOAD_PATTERNS, Arrival, Workload
 
 __all__ = [
     "LOAD_PATTERNS",
+    "SCENARIOS",
     "SIMULATED_ENGINE_ARGS",
     "SIMULATED_MODEL_CONFIG",
     "SIMULATED_VLLM_VERSION",
@@ -22,13 +26,19 @@ __all__ = [
     "EngineTruth",
     "RequestSpec",
     "RequestTruth",
+    "Restart",
+    "Scenario",
+    "Scrape",
+    "Scraping",
     "SimulatedEngine",
     "SimulatedMetrics",
     "SimulatedServer",
+    "SimulatedTarget",
     "Simulation",
     "SimulationConfig",
     "Status",
     "StepOutcome",
     "Submission",
     "Workload",
+    "scrapes",
 ]

@@ -6,7 +6,8 @@ from types import MappingProxyType
 from typing import Any
 
 from vllm_capacity.errors import Fault, SettingsError
-from vllm_capacity.units import Blocks, Bytes, Tokens, ceil_div
+from vllm_capacity.simulate.cache_groups import CacheGroup, cache_groups, layers_per_group
+from vllm_capacity.units import Blocks, Bytes, Tokens
 
 SIMULATED_VLLM_VERSION = "0.32.0"
 
@@ -47,6 +48,8 @@ _MOST = {
     "max_num_batched_tokens": 16_777_216,
     "data_parallel_size": 64,
 }
+_MOST_DRAFTS = 16
+_LAYER_TYPES = {"full_attention", "sliding_attention", "linear_attention"}
 _KV_CACHE_KEYS = ("num_hidden_layers", "num_key_value_heads", "head_dim")
 
 
@@ -65,8 +68,13 @@ class SimulationConfig:
         model_name: the ``model_name`` label and the id in ``/v1/models``.
         root: ``root`` in ``/v1/models``; None serves a folder holding ``model_config``.
         data_parallel_size: engines behind the one server, each with its own pool.
+        api_server_count: front-end processes; None for as many as engines, as vLLM starts them.
         enable_prefix_caching: whether full blocks are found again by their content.
+        external_cache: whether a cache outside of the engine is asked too; it answers at once.
         async_scheduling: whether a step is planned while the one before still runs.
+        num_speculative_tokens: tokens drafted for every step of a request; 0 without a draft model.
+        draft_acceptance_ratio: share of drafts that the model would have sampled, 0 to 1.
+        leaked_blocks_per_second: blocks that the engine loses for ever; 0 for a sound one.
         step_base_seconds: time of a step however small.
         step_seconds_per_token: further time for each token of a step.
         model_config: the model's ``config.json``.
@@ -83,8 +91,13 @@ class SimulationConfig:
     model_name: str = "simulated-llama-8b"
     root: str | None = None
     data_parallel_size: int = 1
+    api_server_count: int | None = None
     enable_prefix_caching: bool = True
+    external_cache: bool = False
     async_scheduling: bool = True
+    num_speculative_tokens: int = 0
+    draft_acceptance_ratio: float = 0.7
+    leaked_blocks_per_second: float = 0.0
     step_base_seconds: float = 0.03
     step_seconds_per_token: float = 0.00012
     model_config: Mapping[str, Any] = field(default_factory=lambda: SIMULATED_MODEL_CONFIG)
@@ -109,6 +122,7 @@ class SimulationConfig:
             for key in _KV_CACHE_KEYS
             if not isinstance(self.model_config.get(key), int) or self.model_config[key] < 1
         ]
+        faults += self._more_faults()
         if not faults and self.num_usable_blocks < self.blocks_per_max_len_request:
             problem = (
                 f"must be at least {self.blocks_per_max_len_request + 1}: the null block and "
@@ -117,6 +131,45 @@ class SimulationConfig:
             faults.append(Fault("num_gpu_blocks", self.num_gpu_blocks, problem))
         return faults
 
+    def _more_faults(self) -> list[Fault]:
+        faults = []
+        if not 0 <= self.num_speculative_tokens <= _MOST_DRAFTS:
+            problem = f"must be 0 to {_MOST_DRAFTS}"
+            faults.append(Fault("num_speculative_tokens", self.num_speculative_tokens, problem))
+        if not 0 <= self.draft_acceptance_ratio <= 1:
+            problem = "must be a share, 0 to 1"
+            faults.append(Fault("draft_acceptance_ratio", self.draft_acceptance_ratio, problem))
+        if not 0 <= self.leaked_blocks_per_second < float("inf"):
+            problem = "must be 0 or more"
+            faults.append(Fault("leaked_blocks_per_second", self.leaked_blocks_per_second, problem))
+        kinds = set(self.model_config.get("layer_types") or ())
+        if unknown := kinds - _LAYER_TYPES:
+            faults.append(Fault("model_config.layer_types", sorted(unknown), "are not simulated"))
+        if self.external_cache and (len(kinds) > 1 or not self.enable_prefix_caching):
+            problem = "is simulated with prefix caching and layers of one kind only"
+            faults.append(Fault("external_cache", value=True, problem=problem))
+        if "linear_attention" in kinds and self.enable_prefix_caching:
+            problem = "must be off where layers keep a recurrent state"
+            faults.append(Fault("enable_prefix_caching", value=True, problem=problem))
+        return faults
+
+    @property
+    def num_api_servers(self) -> int:
+        """Front-end processes; a page of several says nothing of any one of them."""
+        return self.api_server_count or self.data_parallel_size
+
+    @property
+    def cache_groups(self) -> tuple[CacheGroup, ...]:
+        """Groups of layers; each has a table of blocks for every request."""
+        return cache_groups(
+            self.model_config, self.block_size, self.max_model_len, self.num_speculative_tokens
+        )
+
+    @property
+    def max_in_flight_tokens(self) -> Tokens:
+        """Tokens of all steps that may be under way at once."""
+        return Tokens(self.max_num_batched_tokens * (2 if self.async_scheduling else 1))
+
     @property
     def num_usable_blocks(self) -> Blocks:
         """Blocks that requests can hold: all but the null block."""
@@ -124,8 +177,11 @@ class SimulationConfig:
 
     @property
     def blocks_per_max_len_request(self) -> Blocks:
-        """Blocks that one request of ``max_model_len`` tokens holds."""
-        return Blocks(ceil_div(self.max_model_len, self.block_size))
+        """Blocks that one request of ``max_model_len`` tokens holds, over all groups."""
+        in_flight = self.max_in_flight_tokens
+        return Blocks(
+            sum(group.most_blocks(self.max_model_len, in_flight) for group in self.cache_groups)
+        )
 
     @property
     def kv_cache_max_concurrency(self) -> float:
@@ -138,9 +194,9 @@ class SimulationConfig:
 
     @property
     def bytes_per_block(self) -> Bytes:
-        """Bytes of keys and values that one block holds, over all layers."""
+        """Bytes of keys and values that one block holds, over all layers of a group."""
         model = self.model_config
-        per_token = model["num_hidden_layers"] * model["num_key_value_heads"] * model["head_dim"]
+        per_token = layers_per_group(model) * model["num_key_value_heads"] * model["head_dim"]
         return Bytes(2 * per_token * _BYTES_PER_ELEMENT * self.block_size)
 
     @property
@@ -175,7 +231,8 @@ class SimulationConfig:
             "kv_cache_max_concurrency": self.kv_cache_max_concurrency,
             "kv_cache_memory_bytes": self.kv_cache_memory_bytes,
             "kv_cache_size_tokens": int(self.kv_cache_max_concurrency * self.max_model_len),
-            "num_gpu_blocks": self.num_gpu_blocks,
+            # The front end adds up what its engines report.
+            "num_gpu_blocks": self.num_gpu_blocks * self.data_parallel_size,
             "user_specified_block_size": self.block_size != _BLOCK_SIZE,
         }
         return {**_CACHE_CONFIG_DEFAULTS, **{name: str(value) for name, value in ours.items()}}

@@ -21,7 +21,7 @@ class RequestTruth:
         prompt_tokens: length of its prompt.
         output_tokens: tokens delivered to the client.
         computed_tokens: tokens whose keys and values are in blocks, those in flight included.
-        block_ids: the blocks that it holds, first to last.
+        block_ids: the blocks that it holds, group by group, first to last.
     """
 
     request_id: str
@@ -90,6 +90,7 @@ class SimulatedEngine:
         self._in_flight: deque[Batch] = deque()
         self._max_in_flight = 2 if config.async_scheduling else 1
         self._admitted = self._finished = self._aborted = 0
+        self._leaked_blocks = 0
 
     @property
     def idle(self) -> bool:
@@ -130,6 +131,7 @@ class SimulatedEngine:
 
     def step(self, now: float) -> StepOutcome:
         """End the running step, if any, and plan as many as may be in flight."""
+        self._leak(now)
         outputs: list[Output] = []
         stats = None
         if self._in_flight:
@@ -161,6 +163,16 @@ class SimulatedEngine:
             finished=self._finished,
             aborted=self._aborted,
         )
+
+    def _leak(self, now: float) -> None:
+        """Lose blocks as time goes by, but leave room for the longest request."""
+        pool, config = self._scheduler.pool, self._config
+        most = config.num_usable_blocks - config.blocks_per_max_len_request
+        leaked = min(int(config.leaked_blocks_per_second * now), most)
+        count = min(leaked - self._leaked_blocks, pool.num_free_blocks)
+        if count > 0:
+            pool.allocate(count)
+            self._leaked_blocks += count
 
     def _fill(self, now: float) -> int:
         num_preempted = 0
@@ -200,5 +212,7 @@ def _truth(request: LiveRequest) -> RequestTruth:
         prompt_tokens=Tokens(request.prompt_tokens),
         output_tokens=Tokens(request.num_output_tokens),
         computed_tokens=Tokens(request.num_computed_tokens),
-        block_ids=tuple(block.block_id for block in request.blocks),
+        block_ids=tuple(
+            block.block_id for table in request.tables for block in table if block is not None
+        ),
     )

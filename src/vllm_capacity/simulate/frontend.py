@@ -16,7 +16,7 @@ class FinishedRequest:
 
     reason: FinishReason
     prompt_tokens: int
-    prefix_hit_tokens: int
+    cached_tokens: int
     output_tokens: int
     max_tokens: int
     num_preemptions: int
@@ -47,6 +47,7 @@ class IterationStats:
     generation_tokens: int = 0
     prompt_tokens: int = 0
     prompt_hit_tokens: int = 0
+    prompt_external_tokens: int = 0
     num_preempted: int = 0
     first_token_seconds: list[float] = field(default_factory=list)
     inter_token_seconds: list[float] = field(default_factory=list)
@@ -57,21 +58,22 @@ class IterationStats:
     @property
     def computed_prompt_tokens(self) -> int:
         """Prompt tokens that no cache supplied."""
-        return self.prompt_tokens - self.prompt_hit_tokens
+        return self.prompt_tokens - self.prompt_hit_tokens - self.prompt_external_tokens
 
 
 def count_outputs(outputs: Sequence[Output], now: float) -> IterationStats:
     """The statistics of one step whose tokens arrive at ``now``."""
     stats = IterationStats(now)
     for output in outputs:
-        _count_token(stats, output.request)
+        _count_tokens(stats, output)
         if output.finish_reason:
             _count_finish(stats, output.request, output.finish_reason)
     return stats
 
 
-def _count_token(stats: IterationStats, request: LiveRequest) -> None:
-    stats.generation_tokens += 1
+def _count_tokens(stats: IterationStats, output: Output) -> None:
+    request = output.request
+    stats.generation_tokens += output.num_tokens
     # A preemption is heard of with the next token that arrives, be it seconds later.
     stats.num_preempted += request.undelivered_preemptions
     request.delivered_preemptions += request.undelivered_preemptions
@@ -80,6 +82,7 @@ def _count_token(stats: IterationStats, request: LiveRequest) -> None:
         request.first_token_at = stats.now
         stats.prompt_tokens += request.prompt_tokens
         stats.prompt_hit_tokens += request.prefix_hit_tokens or 0
+        stats.prompt_external_tokens += request.external_hit_tokens
         stats.first_token_seconds.append(stats.now - request.submission.arrived_at)
     else:
         stats.inter_token_seconds.append(stats.now - request.last_token_at)
@@ -105,7 +108,7 @@ def _finished(request: LiveRequest, reason: FinishReason, now: float) -> Finishe
     return FinishedRequest(
         reason=reason,
         prompt_tokens=request.prompt_tokens,
-        prefix_hit_tokens=request.prefix_hit_tokens or 0,
+        cached_tokens=(request.prefix_hit_tokens or 0) + request.external_hit_tokens,
         output_tokens=request.num_output_tokens,
         max_tokens=request.submission.spec.max_tokens,
         num_preemptions=request.delivered_preemptions,

@@ -60,9 +60,27 @@ def token_buckets(max_model_len: int) -> tuple[float, ...]:
     return tuple(bound for bound in bounds if bound <= max_model_len)
 
 
-def families(max_model_len: int) -> tuple[Family, ...]:
-    """Every ``vllm:`` family but ``cache_config_info``."""
-    return (*_estimates(), *_GAUGES, *_COUNTERS, *_histograms(max_model_len))
+def families(max_model_len: int, num_speculative_tokens: int = 0) -> tuple[Family, ...]:
+    """Every ``vllm:`` family but ``cache_config_info``; of drafts only where there are any."""
+    drafts = _of_drafts(num_speculative_tokens) if num_speculative_tokens else ()
+    return (*drafts, *_estimates(), *_GAUGES, *_COUNTERS, *_histograms(max_model_len))
+
+
+def _of_drafts(num_speculative_tokens: int) -> Iterator[Family]:
+    """Source: vLLM 0.32 ``v1/spec_decode/metrics.py``, ``SpecDecodingProm``."""
+    for name, text in (
+        ("num_drafts", "Number of spec decoding drafts."),
+        ("num_draft_tokens", "Number of draft tokens."),
+        ("num_accepted_tokens", "Number of accepted tokens."),
+    ):
+        yield Family(kind="counter", name=f"vllm:spec_decode_{name}", help=text)
+    yield Family(
+        kind="counter",
+        name="vllm:spec_decode_num_accepted_tokens_per_pos",
+        help="Accepted tokens per draft position.",
+        label="position",
+        values=tuple(map(str, range(num_speculative_tokens))),
+    )
 
 
 def _estimates() -> Iterator[Family]:

@@ -6,10 +6,7 @@ from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
-    GCCollector,
     Histogram,
-    PlatformCollector,
-    ProcessCollector,
     Summary,
     generate_latest,
 )
@@ -23,10 +20,12 @@ from vllm_capacity.simulate.metric_families import (
     Family,
     families,
 )
+from vllm_capacity.simulate.process_metrics import register_process
 from vllm_capacity.simulate.requests import Submission
 from vllm_capacity.simulate.scheduler import SchedulerStats
 
 _Metric = Counter | Gauge | Histogram
+_FAMILY = b"# HELP "
 _BYTES_PER_PROMPT_TOKEN = 4  # text of a prompt, as a client sends it
 
 
@@ -36,15 +35,21 @@ class SimulatedMetrics:
     Source: vLLM 0.32 ``v1/metrics/loggers.py``, ``PrometheusStatLogger.record``.
     """
 
-    def __init__(self, config: SimulationConfig) -> None:
+    def __init__(self, config: SimulationConfig, *, started_at: float | None = None) -> None:
+        """Define every family.
+
+        Args:
+            config: the server.
+            started_at: Unix time at which it started; None takes this process's own.
+        """
         self._registry = CollectorRegistry()
-        GCCollector(self._registry)
-        PlatformCollector(self._registry)
-        ProcessCollector(registry=self._registry)
+        self._is_of_several_processes = config.num_api_servers > 1
+        if not self._is_of_several_processes:
+            register_process(self._registry, started_at)
         self._engines = [
             _EngineSeries(index, config.model_name) for index in range(config.data_parallel_size)
         ]
-        for family in families(config.max_model_len):
+        for family in families(config.max_model_len, config.num_speculative_tokens):
             self._define(family, config.model_name)
         self._define_cache_config(config)
         self._http = _HttpSeries(self._registry)
@@ -53,7 +58,8 @@ class SimulatedMetrics:
 
     def page(self) -> bytes:
         """The page as text, version 0.0.4."""
-        return generate_latest(self._registry)
+        page = generate_latest(self._registry)
+        return _without_creation_times(page) if self._is_of_several_processes else page
 
     def record_step(self, engine_index: int, outcome: StepOutcome) -> None:
         """Move the series of one engine by what one step brought."""
@@ -130,13 +136,24 @@ class _EngineSeries:
         self._add("prefix_cache_queries", stats.prefix_cache_queries_tokens)
         self._add("prefix_cache_hits", stats.prefix_cache_hits_tokens)
         self._add("prompt_tokens_cached_by_source", stats.prefix_cache_hits_tokens, "device")
+        self._add("external_prefix_cache_queries", stats.external_queries_tokens)
+        self._add("external_prefix_cache_hits", stats.external_hits_tokens)
+        unspecified = "external_unspecified"
+        self._add("prompt_tokens_cached_by_source", stats.external_hits_tokens, unspecified)
+        for drafts, accepted in stats.drafts:
+            self._add("spec_decode_num_drafts", 1)
+            self._add("spec_decode_num_draft_tokens", drafts)
+            self._add("spec_decode_num_accepted_tokens", accepted)
+            for position in range(accepted):
+                self._add("spec_decode_num_accepted_tokens_per_pos", 1, str(position))
 
     def record_iteration(self, stats: IterationStats) -> None:
         self._add("num_preemptions", stats.num_preempted)
         self._add("prompt_tokens", stats.prompt_tokens)
         self._add("prompt_tokens_by_source", stats.computed_prompt_tokens, "local_compute")
         self._add("prompt_tokens_by_source", stats.prompt_hit_tokens, "local_cache_hit")
-        self._add("prompt_tokens_cached", stats.prompt_hit_tokens)
+        self._add("prompt_tokens_by_source", stats.prompt_external_tokens, "external_kv_transfer")
+        self._add("prompt_tokens_cached", stats.prompt_hit_tokens + stats.prompt_external_tokens)
         self._add("generation_tokens", stats.generation_tokens)
         step_tokens = stats.computed_prompt_tokens + stats.generation_tokens
         self._observe("iteration_tokens_total", (step_tokens,))
@@ -158,7 +175,7 @@ class _EngineSeries:
             ("request_num_preemptions", request.num_preemptions),
             (
                 "request_prefill_kv_computed_tokens",
-                request.prompt_tokens - request.prefix_hit_tokens,
+                request.prompt_tokens - request.cached_tokens,
             ),
             ("request_prompt_tokens", request.prompt_tokens),
             ("request_generation_tokens", request.output_tokens),
@@ -228,6 +245,12 @@ class _HttpSeries:
         self._response_size.labels(handler).observe(0)
         self._duration.observe(seconds)
         self._duration_by_handler.labels(method, handler).observe(seconds)
+
+
+def _without_creation_times(page: bytes) -> bytes:
+    """What the client library leaves out where a page is put together from several processes."""
+    families = page.split(_FAMILY)
+    return _FAMILY.join(f for f in families if not f.split(b" ", 1)[0].endswith(b"_created"))
 
 
 def _metric(family: Family, names: list[str], registry: CollectorRegistry) -> _Metric:

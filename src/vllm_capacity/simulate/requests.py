@@ -42,6 +42,8 @@ class RequestSpec:
         prefix_tokens: length of that beginning.
         hang_up_after_tokens: the client leaves when it has received this many tokens.
         hang_up_after_seconds: the client leaves if its first token takes longer.
+        external_tokens: leading tokens of the prompt that a cache outside of the engine holds.
+        data_parallel_rank: the engine that a router chose; None lets the server choose.
     """
 
     prompt_tokens: Tokens
@@ -52,6 +54,8 @@ class RequestSpec:
     prefix_tokens: Tokens = _NO_TOKENS
     hang_up_after_tokens: Tokens | None = None
     hang_up_after_seconds: float | None = None
+    external_tokens: Tokens = _NO_TOKENS
+    data_parallel_rank: int | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -78,23 +82,32 @@ class LiveRequest:
         num_output_placeholders: tokens that steps in flight will deliver.
         num_in_flight_tokens: tokens of this request in steps in flight.
         num_stale_tokens: of those, tokens scheduled before a preemption took the blocks away.
-        num_cached_blocks: leading blocks that the prefix cache knows.
+        num_draft_tokens: tokens drafted for the next step.
+        is_prefilling: whether the step planned last leaves part of the prompt to compute.
+        tables: blocks in each group of layers, first to last; None for the null block.
+        num_cached_blocks: leading blocks in each group that the prefix cache was told of.
+        junction_tokens: end of a shared prefix that only some groups had cached; 0 if none.
         prefix_hit_tokens: prompt tokens found in the cache when first scheduled; None before.
+        external_hit_tokens: prompt tokens loaded from outside when first scheduled.
         undelivered_preemptions: preemptions that the front end has not heard of yet.
     """
 
     request_id: str
     submission: Submission
     status: Status = Status.WAITING
-    blocks: list[Block] = field(default_factory=list)
+    tables: list[list[Block | None]] = field(default_factory=list)
     num_computed_tokens: int = 0
     num_output_tokens: int = 0
     num_output_placeholders: int = 0
     num_in_flight_tokens: int = 0
     num_stale_tokens: int = 0
-    num_cached_blocks: int = 0
+    num_draft_tokens: int = 0
+    is_prefilling: bool = False
+    num_cached_blocks: list[int] = field(default_factory=list)
+    junction_tokens: int = 0
     num_preemptions: int = 0
     prefix_hit_tokens: int | None = None
+    external_hit_tokens: int = 0
     scheduled_at: float | None = None
     first_token_at: float | None = None
     last_token_at: float = 0.0
@@ -120,6 +133,12 @@ class LiveRequest:
             placeholders > 0
             and self.num_computed_tokens + 2 - placeholders >= spec.prompt_tokens + spec.max_tokens
         )
+
+    def accepts_draft(self, position: int, ratio: float) -> bool:
+        """Whether the token drafted for that place of the output is the one that is sampled."""
+        # Spread evenly over 0 to 1, and the same whenever it is asked.
+        spread = (position * 0x9E3779B1 + self.prompt_tokens * 0x85EBCA6B) % 2**32
+        return spread < ratio * 2**32
 
     def finish_reason(self, max_model_len: int) -> FinishReason | None:
         """Why the newest token is the last one; None if it is not.

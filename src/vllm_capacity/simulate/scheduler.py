@@ -3,17 +3,24 @@
 from collections import deque
 from dataclasses import dataclass, field
 
-from vllm_capacity.simulate.block_pool import Block, BlockPool
 from vllm_capacity.simulate.config import SimulationConfig
+from vllm_capacity.simulate.kv_cache import KVCache
+from vllm_capacity.simulate.prefix_cache import PrefixHit
 from vllm_capacity.simulate.requests import FinishReason, LiveRequest, Status
-from vllm_capacity.units import ceil_div
 
 
 @dataclass(slots=True)
 class Batch:
-    """One step: the tokens of each request in it, and who will get a token from it."""
+    """One step: the tokens of each request in it, drafts among them, and who samples in it.
+
+    Drafts of ``padded`` requests are none: they only make all of the step alike.
+    """
 
     num_scheduled_tokens: dict[LiveRequest, int] = field(default_factory=dict)
+    num_draft_tokens: dict[LiveRequest, int] = field(default_factory=dict)
+    padded: set[LiveRequest] = field(default_factory=set)
+    has_running: bool = False
+    has_prefill: bool = False
     sampling: set[LiveRequest] = field(default_factory=set)
     preempted: list[LiveRequest] = field(default_factory=list)
 
@@ -25,15 +32,19 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One token delivered to one request."""
+    """Tokens delivered to one request: the accepted drafts and one more."""
 
     request: LiveRequest
+    num_tokens: int
     finish_reason: FinishReason | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SchedulerStats:
     """What one step tells of the scheduler; cache figures are since the step before.
+
+    ``drafts`` has for each request whose drafts were verified how many there were, and how many
+    were accepted.
 
     Source: vLLM 0.32 ``v1/metrics/stats.py``, ``SchedulerStats``.
     """
@@ -43,23 +54,27 @@ class SchedulerStats:
     kv_cache_usage_ratio: float
     prefix_cache_queries_tokens: int
     prefix_cache_hits_tokens: int
+    external_queries_tokens: int = 0
+    external_hits_tokens: int = 0
+    drafts: tuple[tuple[int, int], ...] = ()
 
 
 class Scheduler:
     """Decides step by step which requests advance, and gives them blocks.
 
-    Source: vLLM 0.32 ``v1/core/sched/scheduler.py`` and ``async_scheduler.py``, and
-    ``v1/core/kv_cache_manager.py``, ``allocate_slots``; without speculation and connectors.
+    Source: vLLM 0.32 ``v1/core/sched/scheduler.py`` and ``async_scheduler.py``. Drafts
+    are those of an EAGLE head: always as many as were asked for.
     """
 
     def __init__(self, config: SimulationConfig) -> None:
         self._config = config
-        self._block_size = config.block_size
-        self.pool = BlockPool(config.num_gpu_blocks, enable_caching=config.enable_prefix_caching)
+        self._cache = KVCache(config)
+        self.pool = self._cache.pool
         self.running: list[LiveRequest] = []
         self.waiting: deque[LiveRequest] = deque()
-        self._queries_tokens = 0
-        self._hits_tokens = 0
+        self._queries_tokens = self._hits_tokens = 0
+        self._external_queries_tokens = self._external_hits_tokens = 0
+        self._drafts: list[tuple[int, int]] = []
 
     def add(self, request: LiveRequest) -> None:
         """Queue a new request."""
@@ -77,6 +92,7 @@ class Scheduler:
         token_budget = self._schedule_running(batch, self._config.max_num_batched_tokens)
         # Blocks were short a moment ago: nobody is let in who would take them again.
         if not batch.preempted:
+            batch.has_running = bool(batch.num_scheduled_tokens)
             self._schedule_waiting(batch, token_budget, now)
         for request, num_tokens in batch.num_scheduled_tokens.items():
             self._advance(request, num_tokens, batch)
@@ -92,7 +108,8 @@ class Scheduler:
                 request.num_stale_tokens -= num_tokens
             if request.status is Status.FINISHED or request not in batch.sampling:
                 continue
-            outputs.append(self._deliver(request, stale=stale))
+            accepted = self._verify(request, batch, stale=stale)
+            outputs.append(self._deliver(request, 1 + accepted, stale=stale))
         if any(output.finish_reason for output in outputs):
             self.running = [r for r in self.running if r.status is not Status.FINISHED]
         return outputs
@@ -105,8 +122,13 @@ class Scheduler:
             kv_cache_usage_ratio=self.pool.usage_ratio,
             prefix_cache_queries_tokens=self._queries_tokens,
             prefix_cache_hits_tokens=self._hits_tokens,
+            external_queries_tokens=self._external_queries_tokens,
+            external_hits_tokens=self._external_hits_tokens,
+            drafts=tuple(self._drafts),
         )
         self._queries_tokens = self._hits_tokens = 0
+        self._external_queries_tokens = self._external_hits_tokens = 0
+        self._drafts.clear()
         return stats
 
     def _schedule_running(self, batch: Batch, token_budget: int) -> int:
@@ -118,6 +140,8 @@ class Scheduler:
                 if not self._allocate_or_preempt(request, num_tokens, batch):
                     break
                 batch.num_scheduled_tokens[request] = num_tokens
+                self._schedule_drafts(request, num_tokens, batch)
+                batch.has_prefill |= request.is_prefilling
                 token_budget -= num_tokens
             index += 1
         return token_budget
@@ -126,14 +150,15 @@ class Scheduler:
         if request.ends_with_steps_in_flight:
             return 0
         computed = request.num_computed_tokens
+        known = request.num_tokens + request.num_draft_tokens + request.num_output_placeholders
         return min(
-            request.num_tokens + request.num_output_placeholders - computed,
+            known - computed,
             token_budget,
             self._config.max_model_len - computed - 1,
         )
 
     def _allocate_or_preempt(self, request: LiveRequest, num_tokens: int, batch: Batch) -> bool:
-        while not self._allocate(request, num_tokens):
+        while not self._cache.grow(request, num_tokens):
             victim = self.running.pop()
             self._preempt(victim)
             batch.preempted.append(victim)
@@ -146,7 +171,7 @@ class Scheduler:
         # makes it is taken in before the next one is planned.
         while self.waiting and token_budget > 0 and len(self.running) < self._config.max_num_seqs:
             request = self.waiting[0]
-            num_tokens = self._admit(request, token_budget)
+            num_tokens = self._admit(request, token_budget, batch)
             if num_tokens == 0:
                 break
             self.waiting.popleft()
@@ -154,31 +179,43 @@ class Scheduler:
             batch.num_scheduled_tokens[request] = num_tokens
             token_budget -= num_tokens
 
-    def _admit(self, request: LiveRequest, token_budget: int) -> int:
+    def _admit(self, request: LiveRequest, token_budget: int, batch: Batch) -> int:
         """Give the first chunk its blocks; the tokens of that chunk, 0 if blocks are short."""
-        hits = self._cached_prefix(request)
-        hit_tokens = len(hits) * self._block_size
-        num_tokens = min(request.num_tokens - hit_tokens, token_budget)
-        # Admission asks room for the whole sequence, not for its first chunk alone.
-        whole = ceil_div(request.num_tokens, self._block_size) - len(hits)
-        reclaimed = sum(block.ref_count == 0 for block in hits)
-        if whole + reclaimed > self.pool.num_free_blocks:
+        hit = self._cache.find_prefix(request)
+        num_tokens = request.num_tokens - hit.num_tokens
+        padding = self._padding(num_tokens, hit.num_tokens, batch)
+        if num_tokens + padding > token_budget and padding:
             return 0
-        self.pool.touch(hits)
-        request.blocks.extend(hits)
-        request.num_cached_blocks = len(hits)
-        request.num_computed_tokens = hit_tokens
-        self._allocate(request, num_tokens)
-        self._record_lookup(request, hit_tokens)
+        num_tokens = min(num_tokens + padding, token_budget)
+        if not self._cache.admit(request, hit, num_tokens):
+            return 0
+        request.num_computed_tokens = hit.num_tokens
+        if padding:
+            batch.num_draft_tokens[request] = padding
+            batch.padded.add(request)
+        self._record_lookup(request, hit)
         return num_tokens
 
-    def _record_lookup(self, request: LiveRequest, hit_tokens: int) -> None:
+    def _padding(self, num_tokens: int, hit_tokens: int, batch: Batch) -> int:
+        """Drafts for a request that comes back with a single token to compute."""
+        drafts = self._config.num_speculative_tokens
+        fits = hit_tokens + 1 + drafts + 1 <= self._config.max_model_len
+        alone = num_tokens == 1 and not batch.has_prefill
+        return drafts if alone and (batch.has_running or hit_tokens) and fits else 0
+
+    def _record_lookup(self, request: LiveRequest, hit: PrefixHit) -> None:
         if request.num_preemptions:
             return
-        request.prefix_hit_tokens = hit_tokens
-        if self._config.enable_prefix_caching:
-            self._queries_tokens += request.num_tokens
-            self._hits_tokens += hit_tokens
+        local_tokens = hit.num_tokens - hit.external_tokens
+        request.prefix_hit_tokens = local_tokens
+        request.external_hit_tokens = hit.external_tokens
+        if not self._config.enable_prefix_caching:
+            return
+        self._queries_tokens += request.num_tokens
+        self._hits_tokens += local_tokens
+        if self._config.external_cache:
+            self._external_queries_tokens += request.num_tokens - local_tokens
+            self._external_hits_tokens += hit.external_tokens
 
     def _start(self, request: LiveRequest, now: float) -> None:
         request.status = Status.RUNNING
@@ -186,58 +223,60 @@ class Scheduler:
             request.scheduled_at = now
         self.running.append(request)
 
+    def _schedule_drafts(self, request: LiveRequest, num_tokens: int, batch: Batch) -> None:
+        known = request.num_tokens + request.num_output_placeholders
+        drafts = num_tokens + request.num_computed_tokens - known
+        if request.num_draft_tokens and drafts > 0:
+            batch.num_draft_tokens[request] = min(drafts, request.num_draft_tokens)
+        request.num_draft_tokens = 0
+
     def _advance(self, request: LiveRequest, num_tokens: int, batch: Batch) -> None:
         request.num_computed_tokens += num_tokens
         request.num_in_flight_tokens += num_tokens
-        if request.num_computed_tokens >= request.num_tokens + request.num_output_placeholders:
-            request.num_output_placeholders += 1
+        known = request.num_tokens + request.num_output_placeholders
+        request.is_prefilling = request.num_computed_tokens < known
+        if not request.is_prefilling:
+            request.num_output_placeholders += 1 + batch.num_draft_tokens.get(request, 0)
+            request.num_draft_tokens = self._config.num_speculative_tokens
             batch.sampling.add(request)
 
-    def _deliver(self, request: LiveRequest, *, stale: bool) -> Output:
-        request.num_output_tokens += 1
-        reason = request.finish_reason(self._config.max_model_len)
+    def _verify(self, request: LiveRequest, batch: Batch, *, stale: bool) -> int:
+        """Drafts that are accepted; the others are as if they had never been computed."""
+        drafts = batch.num_draft_tokens.get(request, 0)
+        ratio = 0.0 if request in batch.padded else self._config.draft_acceptance_ratio
+        position, accepted = request.num_output_tokens, 0
+        while accepted < drafts and request.accepts_draft(position + accepted, ratio):
+            accepted += 1
+        if drafts:
+            self._drafts.append((drafts, accepted))
         if not stale:
-            request.num_output_placeholders -= 1
-        if request.status is Status.RUNNING:
-            self._remember(request, request.num_computed_tokens - request.num_output_placeholders)
+            request.num_computed_tokens -= drafts - accepted
+            request.num_output_placeholders -= drafts - accepted
+        return accepted
+
+    def _deliver(self, request: LiveRequest, num_tokens: int, *, stale: bool) -> Output:
+        reason, delivered = None, 0
+        while reason is None and delivered < num_tokens:
+            request.num_output_tokens += 1
+            delivered += 1
+            reason = request.finish_reason(self._config.max_model_len)
+        if not stale:
+            request.num_output_placeholders -= delivered
+        # A synchronous scheduler lets its prefix cache know when it plans the next step.
+        if request.status is Status.RUNNING and self._config.async_scheduling:
+            computed = request.num_computed_tokens - request.num_output_placeholders
+            self._cache.remember(request, computed)
         if reason:
             if request.status is not Status.RUNNING:
                 self.waiting.remove(request)
             self._finish(request)
-        return Output(request, reason)
-
-    def _cached_prefix(self, request: LiveRequest) -> list[Block]:
-        hits: list[Block] = []
-        # The last token is always computed, for its logits give the next one.
-        for index in range((request.num_tokens - 1) // self._block_size):
-            block = self.pool.cached(request.content(index, self._block_size))
-            if block is None:
-                break
-            hits.append(block)
-        return hits
-
-    def _allocate(self, request: LiveRequest, num_tokens: int) -> bool:
-        total = request.num_computed_tokens + num_tokens
-        needed = ceil_div(total, self._block_size) - len(request.blocks)
-        if needed > 0:
-            if needed > self.pool.num_free_blocks:
-                return False
-            request.blocks.extend(self.pool.allocate(needed))
-        self._remember(request, min(total, request.num_tokens))
-        return True
-
-    def _remember(self, request: LiveRequest, num_tokens: int) -> None:
-        num_full = num_tokens // self._block_size
-        for index in range(request.num_cached_blocks, num_full):
-            content = request.content(index, self._block_size)
-            self.pool.remember(request.blocks[index], content)
-        request.num_cached_blocks = max(request.num_cached_blocks, num_full)
+        return Output(request, delivered, reason)
 
     def _preempt(self, request: LiveRequest) -> None:
         self._free(request)
         request.status = Status.PREEMPTED
         request.num_stale_tokens = request.num_in_flight_tokens
-        request.num_output_placeholders = 0
+        request.num_output_placeholders = request.num_draft_tokens = 0
         request.num_preemptions += 1
         request.undelivered_preemptions += 1
         self.waiting.appendleft(request)
@@ -247,7 +286,5 @@ class Scheduler:
         request.status = Status.FINISHED
 
     def _free(self, request: LiveRequest) -> None:
-        self.pool.release(request.blocks)
-        request.blocks.clear()
+        self._cache.free(request)
         request.num_computed_tokens = 0
-        request.num_cached_blocks = 0

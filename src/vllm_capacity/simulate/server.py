@@ -6,7 +6,7 @@ import logging
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -20,10 +20,10 @@ from starlette.routing import Route
 
 from vllm_capacity.errors import Fault, SettingsError
 from vllm_capacity.simulate.config import SIMULATED_VLLM_VERSION, SimulationConfig
-from vllm_capacity.simulate.metrics import SimulatedMetrics
-from vllm_capacity.simulate.simulation import Simulation
+from vllm_capacity.simulate.target import Restart, SimulatedTarget
 from vllm_capacity.simulate.workload import Workload
 
+_Endpoint = Callable[[Request], Awaitable[Response]]
 _LOG = logging.getLogger(__name__)
 _PRODUCT = f"vllm-capacity-simulation/{version('vllm-capacity')}"
 _TICK_SECONDS = 0.05
@@ -36,16 +36,15 @@ class SimulatedServer:
     """A simulated vLLM server on a port of its own, in the running event loop.
 
     It says in every answer that it is a simulation: in the ``Server`` header, on ``/``, and by
-    a key ``simulation`` beside what vLLM would answer to ``/version`` and ``/v1/models``.
-
-    Attributes:
-        simulation: the engines and their clients; None before ``start``.
+    a key ``simulation`` beside what vLLM would answer to ``/version`` and ``/v1/models``. While a
+    restart lasts every page is an error 503.
     """
 
     def __init__(
         self,
         config: SimulationConfig,
         workload: Workload,
+        restarts: Iterable[Restart] = (),
         *,
         host: str = "127.0.0.1",
         port: int = 0,
@@ -56,6 +55,7 @@ class SimulatedServer:
         Args:
             config: the engines.
             workload: their clients.
+            restarts: when the server dies and how it is started anew.
             host: address to listen on.
             port: port to listen on; 0 takes any free one.
             speed: simulated seconds that pass in a second.
@@ -70,13 +70,13 @@ class SimulatedServer:
             faults.append(Fault("port", port, "must be 0 to 65535; 0 takes any free port"))
         if faults:
             raise SettingsError("simulated server", faults)
-        self.simulation: Simulation | None = None
         self._config = config
-        self._workload = workload
         self._host = host
         self._port = port
         self._speed = speed
-        self._metrics = SimulatedMetrics(config)
+        self._target = SimulatedTarget(
+            config, workload.arrivals(config), restarts, started_at=time.time()
+        )
         self._created = int(time.time())
         self._root = config.root or config.model_name
         self._model_folder: tempfile.TemporaryDirectory[str] | None = None
@@ -93,10 +93,8 @@ class SimulatedServer:
         self._port = listener.getsockname()[1]
         self._write_model_folder()
         self._http = _Uvicorn(_uvicorn_config(self._app()))
-        arrivals = self._workload.arrivals(self._config)
-        self.simulation = Simulation(self._config, arrivals, self._metrics)
         serving = asyncio.create_task(self._http.serve([listener]))
-        self._tasks = [serving, asyncio.create_task(self._run(self.simulation))]
+        self._tasks = [serving, asyncio.create_task(self._run())]
         await self._http.ready.wait()
         if serving.done():
             await serving
@@ -123,7 +121,7 @@ class SimulatedServer:
             self._model_folder.cleanup()
             self._model_folder = None
 
-    async def _run(self, simulation: Simulation) -> None:
+    async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         simulated, before = 0.0, loop.time()
         while True:
@@ -131,7 +129,7 @@ class SimulatedServer:
             now = loop.time()
             simulated += min(now - before, _LONGEST_LAG_SECONDS) * self._speed
             before = now
-            simulation.advance_to(simulated)
+            self._target.advance_to(simulated)
 
     def _write_model_folder(self) -> None:
         """Give ``root`` a folder with the model's ``config.json``, as a local model has one."""
@@ -149,16 +147,24 @@ class SimulatedServer:
     def _app(self) -> Starlette:
         return Starlette(
             routes=[
-                Route("/metrics", self._serve_metrics),
-                Route("/v1/models", self._serve_models),
-                Route("/version", self._serve_version),
-                Route("/health", self._serve_health),
+                Route("/metrics", self._unless_down(self._serve_metrics)),
+                Route("/v1/models", self._unless_down(self._serve_models)),
+                Route("/version", self._unless_down(self._serve_version)),
+                Route("/health", self._unless_down(self._serve_health)),
                 Route("/", self._serve_root),
             ]
         )
 
+    def _unless_down(self, serve: _Endpoint) -> _Endpoint:
+        async def serve_or_refuse(request: Request) -> Response:
+            if self._target.is_down:
+                return PlainTextResponse("restarting (simulated)\n", status_code=503)
+            return await serve(request)
+
+        return serve_or_refuse
+
     async def _serve_metrics(self, _: Request) -> Response:
-        return Response(self._metrics.page(), media_type=CONTENT_TYPE_LATEST)
+        return Response(self._target.page(), media_type=CONTENT_TYPE_LATEST)
 
     async def _serve_health(self, _: Request) -> Response:
         return Response()
@@ -167,7 +173,7 @@ class SimulatedServer:
         return JSONResponse({"version": SIMULATED_VLLM_VERSION, "simulation": _PRODUCT})
 
     async def _serve_models(self, request: Request) -> Response:
-        self._metrics.record_http(request.method, request.url.path, 0.0)
+        self._target.record_http(request.method, request.url.path, 0.0)
         model = {
             "id": self._config.model_name,
             "object": "model",

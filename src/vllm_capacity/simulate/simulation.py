@@ -24,7 +24,7 @@ class Recorder(Protocol):
 class Simulation:
     """Clients and engines; ``advance_to`` runs events in the order of their time, by no clock.
 
-    A request goes to the least loaded engine, each of its answers on its own.
+    A request goes to the least loaded engine, each of its answers on its own, unless it names one.
     """
 
     def __init__(
@@ -66,7 +66,8 @@ class Simulation:
             self._at(now + patience, lambda then: self._lose_patience(submission, then))
 
     def _place(self, submission: Submission, index: int, now: float) -> tuple[int, LiveRequest]:
-        engine_index = self._least_loaded()
+        rank = submission.spec.data_parallel_rank
+        engine_index = self._least_loaded() if rank is None else rank
         request = self.engines[engine_index].add(submission, index)
         self._wake(engine_index, now)
         return engine_index, request

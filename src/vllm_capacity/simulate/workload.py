@@ -28,6 +28,11 @@ def _burst(seconds: float) -> float:
     return 2.0 if 30 <= seconds % 60 < 45 else 0.3
 
 
+def _crowd(seconds: float) -> float:
+    """Quiet, with three of every ten minutes at twice what fits."""
+    return 2.0 if 120 <= seconds % 600 < 300 else 0.3
+
+
 def _diurnal(seconds: float) -> float:
     """A day in ten minutes, its morning first, with shorter waves upon it."""
     day = math.sin(math.tau * seconds / 600)
@@ -36,7 +41,7 @@ def _diurnal(seconds: float) -> float:
 
 
 LOAD_PATTERNS: Mapping[str, Callable[[float], float]] = MappingProxyType(
-    {"diurnal": _diurnal, "steady": _steady, "ramp": _ramp, "burst": _burst}
+    {"diurnal": _diurnal, "steady": _steady, "ramp": _ramp, "burst": _burst, "crowd": _crowd}
 )
 """Load at a time in seconds; 1.0 fills the pool on average."""
 
@@ -56,7 +61,7 @@ class Workload:
     Attributes:
         pattern: a name in ``LOAD_PATTERNS``.
         seed: seed of everything random.
-        prompt_tokens_mean: mean length of prompts, log-normally spread.
+        prompt_tokens_mean: mean length of prompts without what they share, log-normally spread.
         output_tokens_mean: mean length of answers, log-normally spread.
         shared_prefix_share: share of the prompts that begin with one of a few shared prefixes.
         shared_prefix_tokens: length of a shared prefix.
@@ -64,6 +69,8 @@ class Workload:
         parallel_share: share of the clients that want ``parallel_n`` answers.
         parallel_n: answers that those want.
         hang_up_share: share of the clients that leave early, some before the first token.
+        external_share: share of the prompts whose first half an external cache holds.
+        pinned_share: share of the requests that a router sends to the first engine in any case.
 
     Raises:
         SettingsError: with every value that makes no load.
@@ -79,11 +86,19 @@ class Workload:
     parallel_share: float = 0.03
     parallel_n: int = 3
     hang_up_share: float = 0.04
+    external_share: float = 0.0
+    pinned_share: float = 0.0
 
     def __post_init__(self) -> None:
         faults = [
             Fault(name, getattr(self, name), "must be a share, 0 to 1")
-            for name in ("shared_prefix_share", "parallel_share", "hang_up_share")
+            for name in (
+                "shared_prefix_share",
+                "parallel_share",
+                "hang_up_share",
+                "external_share",
+                "pinned_share",
+            )
             if not 0 <= getattr(self, name) <= 1
         ]
         faults += [
@@ -121,11 +136,11 @@ class Workload:
     def saturating_requests_per_second(self, config: SimulationConfig) -> float:
         """Arrival rate that just fills the pools, by Little's law.
 
-        A request holds its prompt and on average half of its output, as long as it decodes.
+        A request holds its prompt and on average half of its output, as long as it decodes; what
+        is shared is there once and hardly counts.
         """
         answers = 1 + self.parallel_share * (self.parallel_n - 1)
-        shared = self.shared_prefix_share * self.shared_prefix_tokens
-        held = max(1.0, self.prompt_tokens_mean - shared) + self.output_tokens_mean / 2
+        held = self.prompt_tokens_mean + self.output_tokens_mean / 2
         in_pool = config.num_usable_blocks * config.block_size / held
         concurrent = min(in_pool, config.max_num_seqs)
         # Every step decodes all of them and prefills those that take the place of the finished.
@@ -142,6 +157,8 @@ class Workload:
         max_tokens = max(1, round(stop_after * random.uniform(0.7, 3.0)))
         shares = random.random() < self.shared_prefix_share
         prefix = random.randrange(self.num_shared_prefixes) if shares else None
+        prefix_tokens = self.shared_prefix_tokens if shares else 0
+        prompt_tokens = min(prompt_tokens + prefix_tokens, longest)
         parallel = random.random() < self.parallel_share
         hang_up_tokens, hang_up_seconds = self._hang_up(random, stop_after)
         return RequestSpec(
@@ -150,10 +167,19 @@ class Workload:
             stop_after_tokens=Tokens(stop_after),
             n=self.parallel_n if parallel else 1,
             prefix=prefix,
-            prefix_tokens=Tokens(min(self.shared_prefix_tokens, prompt_tokens)),
+            prefix_tokens=Tokens(min(prefix_tokens, prompt_tokens)),
             hang_up_after_tokens=hang_up_tokens,
             hang_up_after_seconds=hang_up_seconds,
+            external_tokens=Tokens(prompt_tokens // 2 if self._is_external(random) else 0),
+            data_parallel_rank=self._rank(random),
         )
+
+    # Without such a cache or router nothing is drawn: all else stays as it was.
+    def _is_external(self, random: Random) -> bool:
+        return bool(self.external_share) and random.random() < self.external_share
+
+    def _rank(self, random: Random) -> int | None:
+        return 0 if self.pinned_share and random.random() < self.pinned_share else None
 
     def _hang_up(self, random: Random, output_tokens: int) -> tuple[Tokens | None, float | None]:
         if random.random() >= self.hang_up_share:
