@@ -56,10 +56,10 @@ def footprint_blocks(
     """Whole blocks that a request of mean and of 95th percentile size holds at its end."""
     if footprint is None:
         return {}
-    plan = planned(prediction)
     sizes = {"mean": footprint.mean_tokens, "p95": footprint.p95_tokens}
     return {
         basis: blocks
         for basis, tokens in sizes.items()
-        if tokens is not None and (blocks := blocks_for_request(tokens, snapshot, plan)) is not None
+        if tokens is not None
+        and (blocks := blocks_for_request(tokens, snapshot, prediction)) is not None
     }

@@ -369,10 +369,10 @@ class LedgerBook:
     @property
     def in_flight_tokens(self) -> float:
         """Prompt and generated tokens of everybody."""
-        return max(0.0, sum(self._totals()[:2]) + self._unplaced_tokens)
+        return max(0.0, sum(self._totals()[:2]) + self.missing_tokens)
 
     @property
-    def _unplaced_tokens(self) -> float:
+    def missing_tokens(self) -> float:
         """Of prompts, by the balance, though everybody's is known; negative: too many are."""
         return self._prompts.missing_tokens
 
@@ -384,7 +384,7 @@ class LedgerBook:
         variance += (self._cached.missing_tokens / 2) ** 2
         requests = self.cohorts.requests
         share = min(1.0, running / requests) if requests else 0.0
-        unplaced = self._unplaced_tokens - self._cached.missing_tokens
+        unplaced = self.missing_tokens - self._cached.missing_tokens
         return max(0.0, tokens + share * unplaced), variance
 
     def _late_siblings(self, arrivals: Arrivals) -> bool:

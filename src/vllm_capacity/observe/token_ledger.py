@@ -212,7 +212,7 @@ class TokenLedger:
             prefilling_tokens=more,
             running_requests=running,
             preempted_requests=round(beyond) if now.waiting else 0,
-            cohorts=_in_flight(book, running),
+            cohorts=_in_flight(book, running, self._book.likeliest.missing_tokens),
             state=state,
             reason=reason,
             restarted=restarted,
@@ -281,15 +281,20 @@ def _mean_ones(now: LedgerCounters) -> Cohort:
     )
 
 
-def _in_flight(book: CohortBook, running: float) -> tuple[RequestsInFlight, ...]:
+def _in_flight(
+    book: CohortBook, running: float, missing_tokens: float
+) -> tuple[RequestsInFlight, ...]:
+    """The book's cohorts; what nobody is known to have goes to those known least."""
+    doubts = [cohort.requests * cohort.prompt_variance() for cohort in book.cohorts]
     result, left = [], float(running)
-    for cohort in book.cohorts:
+    for cohort, doubt in zip(book.cohorts, doubts, strict=True):
         requests = cohort.requests
+        prompts = cohort.prompt_tokens + missing_tokens * doubt / sum(doubts)
         result.append(
             RequestsInFlight(
                 requests,
                 min(requests, max(0.0, left)),
-                cohort.prompt_tokens / requests,
+                max(0.0, prompts) / requests,
                 cohort.generated_tokens / requests,
                 is_exact=cohort.is_told and requests < 1 + NOBODY,
             )
