@@ -20,8 +20,8 @@ from vllm_capacity.deployment import DeploymentFacts
 from vllm_capacity.monitor import Pipeline
 from vllm_capacity.observe.engine_snapshot import EngineSnapshot, snapshots_of_page
 from vllm_capacity.observe.exposition import ExpositionParser
+from vllm_capacity.observe.ledger import LedgerReading, RequestsInFlight
 from vllm_capacity.observe.metric_names import WANTED_NAMES
-from vllm_capacity.observe.token_ledger import LedgerReading, RequestsInFlight
 from vllm_capacity.predict import EngineArgs, KVCacheLayout, Prediction
 from vllm_capacity.predict.kv_cache.spec import (
     CrossAttentionSpec,

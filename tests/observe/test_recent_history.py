@@ -15,9 +15,9 @@ from vllm_capacity.compare.assessment import EngineAssessor
 from vllm_capacity.compare.headroom import Limits
 from vllm_capacity.observe.engine_snapshot import EngineSnapshot, Histogram, snapshots_of_page
 from vllm_capacity.observe.exposition import ExpositionParser
+from vllm_capacity.observe.ledger import LedgerReading, TokenLedger
 from vllm_capacity.observe.metric_names import WANTED_NAMES
 from vllm_capacity.observe.recent_history import RecentHistory, RecentReading
-from vllm_capacity.observe.token_ledger import LedgerReading, TokenLedger
 
 TRACES = Path(__file__).parent.parent / "data" / "traces"
 NO_LEDGER = LedgerReading(

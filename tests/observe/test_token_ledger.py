@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from vllm_capacity.compare.occupancy import predicted_occupancy
 from vllm_capacity.observe.engine_snapshot import EngineSnapshot, snapshots_of_page
 from vllm_capacity.observe.exposition import ExpositionParser
+from vllm_capacity.observe.ledger import LedgerReading, TokenLedger
 from vllm_capacity.observe.metric_names import WANTED_NAMES
-from vllm_capacity.observe.token_ledger import LedgerReading, TokenLedger
 
 TRACES = Path(__file__).parent.parent / "data" / "traces"
 
@@ -325,7 +325,7 @@ def test_a_response_that_was_none_of_the_engines_takes_nobody_away_for_long() ->
                 prompt_tokens=400,
                 generation_tokens=2 * at,
                 taken_at_seconds=at,
-                more=http(closed, closed, 900 * closed, 0.0, 0),
+                more=http(closed, 2.0 * closed, 900 * closed, 0.0, 0),
             )
         )
         for at, closed in ((1, 0), (2, 0), (3, 1), (4, 1), (5, 1))

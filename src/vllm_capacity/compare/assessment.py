@@ -17,9 +17,9 @@ from vllm_capacity.compare.outlook import Outlook, OutlookWatch
 from vllm_capacity.compare.prediction_error import PredictionError, prediction_errors
 from vllm_capacity.compare.workload import SharingSavings, footprint_blocks, sharing_savings
 from vllm_capacity.observe.engine_snapshot import EngineSnapshot
+from vllm_capacity.observe.ledger import LedgerReading, TokenLedger
 from vllm_capacity.observe.recent_history import RecentHistory, RecentReading
 from vllm_capacity.observe.request_footprint import FootprintWindow, RequestFootprint
-from vllm_capacity.observe.token_ledger import LedgerReading, TokenLedger
 from vllm_capacity.predict import Prediction
 
 

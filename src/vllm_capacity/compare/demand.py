@@ -17,7 +17,7 @@ from vllm_capacity.compare.load_history import LoadHistory
 from vllm_capacity.compare.occupancy import fitting_layout
 from vllm_capacity.compare.output_lengths import OutputLengthWatch
 from vllm_capacity.observe.engine_snapshot import EngineSnapshot
-from vllm_capacity.observe.token_ledger import LedgerReading
+from vllm_capacity.observe.ledger import LedgerReading
 from vllm_capacity.predict import KVCacheLayout, Prediction
 from vllm_capacity.predict.kv_cache.held import Slots
 from vllm_capacity.units import Tokens

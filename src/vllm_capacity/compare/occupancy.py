@@ -8,7 +8,7 @@ from typing import NamedTuple
 from vllm_capacity.compare.capacity import is_hybrid, planned
 from vllm_capacity.observe.engine_snapshot import EngineSnapshot
 from vllm_capacity.observe.histogram_spread import standard_deviation
-from vllm_capacity.observe.token_ledger import LedgerReading, RequestsInFlight
+from vllm_capacity.observe.ledger import LedgerReading, RequestsInFlight
 from vllm_capacity.predict import KVCacheLayout, Prediction
 from vllm_capacity.predict.kv_cache.held import (
     Slots,
@@ -63,10 +63,11 @@ def predicted_occupancy(
     layout = fitting_layout(prediction, snapshot)
     if layout is not None and _needs_layout(layout):
         found = _by_layout(layout, ledger, _prompt_spread(snapshot))
-        return found.within(snapshot.total_blocks)
-    low, high = _token_bounds(ledger)
-    half_empty = running * (block_size - 1) / (2 * block_size)
-    return Occupancy(*(each / block_size + half_empty for each in (tokens, low, high)))
+    else:
+        low, high = _token_bounds(ledger)
+        half_empty = running * (block_size - 1) / (2 * block_size)
+        found = Occupancy(*(each / block_size + half_empty for each in (tokens, low, high)))
+    return found.within(snapshot.total_blocks)
 
 
 def unknown_occupancy(

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from vllm_capacity.compare.capacity import is_hybrid, planned
 from vllm_capacity.compare.occupancy import blocks_for_request
 from vllm_capacity.observe.engine_snapshot import EngineSnapshot
+from vllm_capacity.observe.ledger import LedgerReading
 from vllm_capacity.observe.request_footprint import RequestFootprint
-from vllm_capacity.observe.token_ledger import LedgerReading
 from vllm_capacity.predict import Prediction
 from vllm_capacity.units import Bytes
 
@@ -30,20 +30,14 @@ def sharing_savings(
 ) -> SharingSavings | None:
     """What sharing saves now, of requests past their first token.
 
-    Their tokens, less those that the ledger expects to be resident with each shared prefix counted
-    once. Shared blocks are whole blocks, so no rounding is lost. None where the ledger knows
-    nothing, or layers differ in what they keep.
+    Shared blocks are whole blocks, so no rounding is lost. None where the ledger knows nothing, or
+    layers differ in what they keep.
     """
     block_size, plan = snapshot.block_size_tokens, planned(prediction)
     hybrid = len(plan.groups) > 1 if plan is not None else is_hybrid(snapshot)
     if ledger.resident_tokens is None or not block_size or hybrid:
         return None
-    unshared = sum(
-        cohort.resident_requests * (cohort.prompt_tokens + cohort.generated_tokens)
-        for cohort in ledger.cohorts
-    )
-    resident = ledger.resident_tokens - ledger.prefilling_tokens
-    blocks = max(0.0, unshared - resident) / block_size
+    blocks = ledger.shared_tokens / block_size
     return SharingSavings(
         blocks=blocks,
         bytes_per_gpu=None if plan is None else Bytes(round(blocks * max(plan.bytes_per_block))),

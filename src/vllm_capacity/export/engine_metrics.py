@@ -4,9 +4,9 @@ from vllm_capacity.compare.assessment import EngineAssessment
 from vllm_capacity.compare.binding_limit import BINDING_LIMITS
 from vllm_capacity.compare.engine_state import ENGINE_STATES
 from vllm_capacity.export.metric import PREFIX, Metric, of_engine, of_engine_by
+from vllm_capacity.observe.ledger import LEDGER_STATES
 from vllm_capacity.observe.recent_history import SHARE_WINDOW
 from vllm_capacity.observe.request_footprint import RequestFootprint
-from vllm_capacity.observe.token_ledger import LEDGER_STATES
 
 
 def _error(a: EngineAssessment, unit_quantities: tuple[str, ...]) -> dict[str, float | None]:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from vllm_capacity.observe.engine_snapshot import EngineSnapshot
+from vllm_capacity.observe.ledger import LedgerReading
 from vllm_capacity.observe.sliding_window import SlidingPeak, SlidingWindow
-from vllm_capacity.observe.token_ledger import LedgerReading
 
 WINDOWS_SECONDS = {"1m": 60.0, "5m": 300.0}
 SHARE_WINDOW = "5m"

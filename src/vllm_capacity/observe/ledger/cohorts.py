@@ -9,6 +9,7 @@ at the head of the queue (``v1/core/sched/scheduler.py``, ``Scheduler.schedule``
 import math
 from collections import Counter
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -22,7 +23,7 @@ NOBODY = 1e-6
 TokenSum = Literal["prompt_tokens", "cached_tokens", "generated_tokens"]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Origin:
     """What the counters say of all that are left of those who came between two scrapes.
 
@@ -39,7 +40,7 @@ class Origin:
     is_exact: bool = True
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Cohort:
     """Requests that received their first token between two scrapes, as sums over them.
 
@@ -55,7 +56,7 @@ class Cohort:
         finders: how many found those in the cache, since a sibling had computed them.
         hits: how many families found so many tokens of their prompt in the prefix cache.
         prompt_off_tokens: how far the prompt of one may be off although the sum is what it is.
-        lost: whether some hung up of whom only guesses say how long they were.
+        is_guess: whether some hung up of whom only guesses say how long they were.
         variance: of the sum of tokens for that reason, in tokens squared.
         origin: the sums that it was told apart from, where they are known.
     """
@@ -69,7 +70,7 @@ class Cohort:
     finders: float = -1.0
     hits: dict[float, float] = field(default_factory=dict)
     prompt_off_tokens: float = 0.0
-    lost: bool = False
+    is_guess: bool = False
     variance: float = 0.0
     origin: Origin | None = None
 
@@ -87,6 +88,11 @@ class Cohort:
     def prompt_of_one(self) -> float:
         """Prompt tokens of a mean request."""
         return self.prompt_tokens / self.requests
+
+    @property
+    def has_siblings(self) -> bool:
+        """Whether some of them are samples of one client."""
+        return self.families < self.requests
 
     @property
     def is_told(self) -> bool:
@@ -107,7 +113,7 @@ class Cohort:
         return found + min(self.finders, self.requests) * self.sibling_tokens
 
     def cached_of_one(self) -> tuple[float, float]:
-        """Tokens that a mean request found in the prefix cache, and how far that may be off, squared."""
+        """Tokens that a mean request found in the prefix cache, and their variance."""
         found = sum(tokens * n for tokens, n in self.hits.items())
         squares = sum(tokens * tokens * n for tokens, n in self.hits.items())
         finders = min(self.finders, self.requests)
@@ -136,7 +142,7 @@ class Cohort:
             finders=self.finders * part,
             hits={tokens: n * (1 - stay) for tokens, n in self.hits.items()} if stay < 1 else {},
             prompt_off_tokens=math.sqrt(self.prompt_variance() - 1),
-            lost=self.lost,
+            is_guess=self.is_guess,
             origin=self.origin,
         )
         self.requests -= taken.requests
@@ -162,9 +168,9 @@ class Cohort:
         self.finders += other.finders
         self.prompt_tokens += other.prompt_tokens
         self.generated_tokens += other.generated_tokens
-        self.hits = dict(Counter(self.hits) + Counter(other.hits))  # type: ignore[arg-type]
+        self.hits = dict(Counter(self.hits) + Counter(other.hits))
         self.prompt_off_tokens = max(self.prompt_off_tokens, other.prompt_off_tokens)
-        self.lost = self.lost or other.lost
+        self.is_guess = self.is_guess or other.is_guess
         self.variance += other.variance
         self.origin = None
 
@@ -207,6 +213,32 @@ class CohortBook:
         self.cohorts.append(cohort)
         while len(self.cohorts) > MOST_COHORTS:
             self._merge()
+
+    def of(self, origin: Origin) -> list[Cohort]:
+        """Those whose sums were told together."""
+        return [cohort for cohort in self.cohorts if cohort.origin is origin]
+
+    def replace(self, members: list[Cohort], others: list[Cohort]) -> None:
+        """Put cohorts in the place of others; together they have generated as much."""
+        there = sum(c.requests for c in others)
+        generated = sum(c.generated_tokens for c in members) / there
+        variance = sum(c.variance for c in members) / there
+        at = self.cohorts.index(members[0])
+        self.cohorts = [c for c in self.cohorts if c not in members]
+        for cohort in others:
+            cohort.generated_tokens = generated * cohort.requests
+            cohort.variance = variance * cohort.requests
+        self.cohorts[at:at] = others
+
+    def copy(self) -> "CohortBook":
+        """The same cohorts, to go their own way from here."""
+        other, origins = CohortBook(), dict[Origin, Origin]()
+        for cohort in self.cohorts:
+            twin = copy(cohort)
+            if cohort.origin is not None:
+                twin.origin = origins.setdefault(cohort.origin, copy(cohort.origin))
+            other.cohorts.append(twin)
+        return other
 
     def put_back(self, cohort: Cohort) -> None:
         """Return a cohort to its place."""

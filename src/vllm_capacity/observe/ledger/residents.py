@@ -4,11 +4,11 @@ Blocks of the prefix cache are held by everybody who found them (``v1/core/block
 ``BlockPool.touch``), whoever computed them and whether that one is still there or not.
 """
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from vllm_capacity.observe.cohorts import NOBODY, CohortBook
+from vllm_capacity.observe.ledger.cohorts import NOBODY, CohortBook
 
 _MOST_PREFIXES = 64
 
@@ -62,10 +62,24 @@ class FoundPrefixes:
         return held
 
 
-def resident_tokens(
+class Residents(NamedTuple):
+    """What requests hold.
+
+    Attributes:
+        tokens: whose keys and values are in blocks, those that several share once.
+        variance: of these, rounding up to whole blocks included.
+        shared_tokens: how many more they would be if nobody shared.
+    """
+
+    tokens: float
+    variance: float
+    shared_tokens: float
+
+
+def residents(
     book: CohortBook, running: float, prefixes: FoundPrefixes, block_size: int
-) -> tuple[float, float]:
-    """Tokens in blocks, and their variance, rounding up to whole blocks included.
+) -> Residents:
+    """What so many of the oldest hold.
 
     Samples of one client are as long as each other, so their last blocks fill up together.
 
@@ -73,15 +87,15 @@ def resident_tokens(
     its blocks, or the next one have got them back.
     """
     holding = book.holding(running)
-    own = variance = 0.0
-    found: Counter[float] = Counter()
+    own = shared = variance = 0.0
+    found: dict[float, float] = defaultdict(float)
     for cohort, part in holding:
         requests = cohort.requests * part
         families = cohort.families_of(requests)
         own += part * (cohort.prompt_tokens + cohort.generated_tokens)
-        own -= (requests - families) * cohort.sibling_tokens
+        shared += (requests - families) * cohort.sibling_tokens
         for tokens, n in cohort.hits.items():
-            found[tokens] += n * families / cohort.families  # type: ignore[assignment]
+            found[tokens] += n * families / cohort.families
         variance += part * part * cohort.variance
         if families > 0:
             variance += requests * requests / families * block_size * block_size / 12
@@ -90,7 +104,7 @@ def resident_tokens(
     held = prefixes.held_by_their_owners(book)
     for tokens, n in found.items():
         share = held.get(tokens, 0.0)
-        own -= tokens * (max(0.0, n - 1) + share * min(1.0, n))
+        shared += tokens * (max(0.0, n - 1) + share * min(1.0, n))
         variance += (tokens * min(1.0, n)) ** 2 * share * (1 - share)
         variance += tokens * tokens * max(0.0, min(n, 1.0) * (1 - n))
-    return max(0.0, own), variance
+    return Residents(max(0.0, own - shared), variance, shared)

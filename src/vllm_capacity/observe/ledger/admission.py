@@ -8,32 +8,24 @@ found by somebody before, as a rule. The likeliest way to make up the sums is ta
 """
 
 import math
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import NamedTuple
 
-from vllm_capacity.observe.cohorts import Cohort
-from vllm_capacity.observe.engine_snapshot import Histogram
+from vllm_capacity.observe.ledger.cohorts import Cohort
+from vllm_capacity.observe.ledger.prefix_lengths import MakeUp, PrefixLengths
+from vllm_capacity.observe.ledger.samples import Samples
 
 # So likely must one way be among all that are possible.
 _SURE = 0.7
 # Ways to make up the sums grow with the requests; of more, each is a mean one.
 _MOST_TOLD_APART = 10
+# Lengths that two clients found between them that are tried: the commonest.
 _MOST_LENGTHS = 6
-# Requests that are remembered, so that lengths out of use are forgotten.
-_MEMORY = 500.0
 # As likely as this, somebody finds a prefix that nobody found before.
 _NOVEL = 0.02
-# Clients of the present that the share of ``n`` samples rests on, at least; and as many of them the
-# past is worth.
-_RECENT = 100
-_PAST = 5.0
-_FEW = 20.0
 # Where clients ask for so many or more, what is found is found by siblings, but for a few.
 _SELDOM = 1.2
 _FEW_NEW = 3
-# Admissions after which what is likely is worked out anew.
-_LEARNED_BETWEEN = 16
 
 
 class Arrivals(NamedTuple):
@@ -51,129 +43,6 @@ class Arrivals(NamedTuple):
     prompt_tokens: float
     cached_tokens: float
     mean_prompt_tokens: float
-
-
-class _MakeUp(NamedTuple):
-    """How a sum of cached tokens may be made up.
-
-    Attributes:
-        weight: logarithm of how likely the sum is.
-        likeliest: the same of the likeliest order of lengths alone.
-        lengths: in it, how many requests found so many tokens.
-    """
-
-    weight: float
-    likeliest: float
-    lengths: tuple[tuple[int, int], ...]
-
-    def counts(self) -> dict[float, float]:
-        return {float(tokens): float(requests) for tokens, requests in self.lengths}
-
-
-class PrefixLengths:
-    """How much of a prompt was found in the prefix cache, and how often: nothing as well."""
-
-    def __init__(self) -> None:
-        self._seen: Counter[int] = Counter()
-        self._sums: list[dict[int, _MakeUp]] = []
-        self._learned = 0
-
-    def learn(self, tokens: int, requests: int = 1) -> None:
-        """One more request that found so many."""
-        self._seen[tokens] += requests
-        self._learned += requests
-        if self._learned >= _LEARNED_BETWEEN or len(self._seen) <= _MOST_LENGTHS:
-            self._sums, self._learned = [], 0
-        if self._seen.total() > _MEMORY:
-            self._seen = Counter({t: n // 2 for t, n in self._seen.items() if n > 1})
-
-    def commonest(self) -> int | None:
-        """What is found most often where anything is."""
-        found = [(n, tokens) for tokens, n in self._seen.items() if tokens]
-        return max(found)[1] if found else None
-
-    def sums(self, requests: int) -> Mapping[int, _MakeUp]:
-        """Every sum that so many requests can make up of known lengths, and the likeliest way."""
-        if not self._sums:
-            self._sums = [{0: _MakeUp(0.0, 0.0, ())}]
-        while len(self._sums) <= requests:
-            self._sums.append(self._longer(self._sums[-1]))
-        return self._sums[requests]
-
-    def _longer(self, shorter: Mapping[int, _MakeUp]) -> dict[int, _MakeUp]:
-        common = dict(self._seen.most_common(_MOST_LENGTHS))
-        common[0] = self._seen[0] + 1
-        total = sum(common.values())
-        longer: dict[int, _MakeUp] = {}
-        for done, way in shorter.items():
-            for tokens, requests in common.items():
-                weight = way.weight + math.log(requests / total)
-                best = longer.get(done + tokens)
-                if best is None or weight > best.likeliest:
-                    lengths = Counter(dict(way.lengths))
-                    lengths[tokens] += 1
-                    both = weight if best is None else _log_add(weight, best.weight)
-                    longer[done + tokens] = _MakeUp(both, weight, tuple(lengths.items()))
-                else:
-                    longer[done + tokens] = best._replace(weight=_log_add(weight, best.weight))
-        return longer
-
-
-def _log_add(one: float, other: float) -> float:
-    high, low = max(one, other), min(one, other)
-    return high + math.log1p(math.exp(low - high))
-
-
-class Samples:
-    """How many samples clients asked for lately, from those that finished."""
-
-    def __init__(self) -> None:
-        self._older: Histogram | None = None
-        self._old: Histogram | None = None
-        self._now: Histogram | None = None
-
-    def record(self, params_n: Histogram | None) -> None:
-        """Take the histogram of ``request_params_n`` into account."""
-        before, self._now = self._now, params_n
-        if params_n is None or before is None or params_n.count < before.count:
-            self._older = self._old = params_n
-        elif self._old is not None and params_n.count - self._old.count >= _RECENT:
-            self._older, self._old = self._old, params_n
-
-    @property
-    def mean(self) -> float:
-        """Samples of a client lately; of all there were while there were few."""
-        now, then = self._now, self._older
-        if now is None or then is None or not now.count:
-            return 1.0
-        count, total = now.count - then.count, now.total - then.total
-        # The past counts as much as a few of the present.
-        return max(1.0, (total + _PAST * now.total / now.count) / (count + _PAST))
-
-    @property
-    def are_alone(self) -> bool:
-        """Whether nobody of many asked for more than one."""
-        now, then = self._now, self._older
-        if now is None or then is None:
-            return True
-        return self.mean == 1 and now.count >= _FEW
-
-    def log_share(self, n: int) -> float:
-        """Logarithm of the share of clients that ask for ``n``."""
-        now, then = self._now, self._older
-        if now is None or then is None or not now.count:
-            return math.log(0.6 if n == 1 else 0.04)
-        earlier = dict(then.buckets)
-        below = below_then = lower = 0.0
-        for bound, cumulated in now.buckets:
-            if n <= bound:
-                width = min(bound, 2 * n) - lower
-                recent = cumulated - earlier.get(bound, 0.0) - (below - below_then)
-                past = (cumulated - below) / now.count
-                share = (recent + _PAST * past + 0.05 * width) / width
-                return math.log(share / (now.count - then.count + _PAST + 1))
-            below, below_then, lower = cumulated, earlier.get(bound, 0.0), bound
-        return -n * math.log(1 + self.mean)
 
 
 def tell_apart(
@@ -218,7 +87,7 @@ def _ways(
     if not block_size:
         return
     if alone is None and (requests <= _FEW_NEW or samples.mean < _SELDOM):
-        yield from _ways_never_seen(arrivals, lengths, samples, block_size)
+        yield from _ways_never_seen(arrivals, samples, block_size)
     if samples.are_alone:
         return
     yield from _ways_of_two(arrivals, lengths, samples, block_size)
@@ -240,7 +109,7 @@ def _ways(
 
 
 def _ways_never_seen(
-    arrivals: Arrivals, lengths: PrefixLengths, samples: Samples, block_size: int
+    arrivals: Arrivals, samples: Samples, block_size: int
 ) -> Iterator[tuple[float, list[Cohort]]]:
     """Some found a prefix, as long for each, that nobody found before."""
     requests, cached = arrivals.requests, round(arrivals.cached_tokens)
@@ -275,14 +144,23 @@ def _ways_of_two(
                 room = prompts - block_size * (n * first + m * second)
                 # The prompts beyond their full blocks, each as likely as the other.
                 tail = room / requests
-                one, other = block_size * first + tail, block_size * second + tail
-                likely = _log_density(1, one, mean) + _log_density(1, other, mean)
-                lengths_of_two = sorted(t for t, number in way.lengths for _ in range(number))
+                likely = _log_density(1, block_size * first + tail, mean)
+                likely += _log_density(1, block_size * second + tail, mean)
+                each_found = sorted(t for t, number in way.lengths for _ in range(number))
                 yield (
                     prior + way.weight + likely + math.log(block_size / max(n, m)),
                     [
-                        _family(arrivals, n, one, block_size * first, lengths_of_two[0], tail),
-                        _family(arrivals, m, other, block_size * second, lengths_of_two[1], tail),
+                        _family(
+                            arrivals.arrived_seconds,
+                            siblings,
+                            block_size * blocks + tail,
+                            sibling_tokens=block_size * blocks,
+                            found=own,
+                            off=tail,
+                        )
+                        for siblings, blocks, own in zip(
+                            (n, m), (first, second), each_found, strict=True
+                        )
                     ],
                 )
 
@@ -304,10 +182,11 @@ def _blocks_of_two(n: int, m: int, shared: int, prompts: float) -> Iterator[tupl
 
 
 def _family(
-    arrivals: Arrivals, n: int, prompt: float, sibling_tokens: int, found: int, off: float
+    arrived_seconds: float, n: int, prompt: float, *, sibling_tokens: int, found: int, off: float
 ) -> Cohort:
+    """All ``n`` samples of one client, which found so much before the first of them computed."""
     return Cohort(
-        arrivals.arrived_seconds,
+        arrived_seconds,
         float(n),
         n * prompt,
         families=1.0,
@@ -318,7 +197,7 @@ def _family(
 
 
 def _split(
-    arrivals: Arrivals, n: int, sibling_tokens: int, way: _MakeUp, block_size: int
+    arrivals: Arrivals, n: int, sibling_tokens: int, way: MakeUp, block_size: int
 ) -> list[Cohort] | None:
     """``n`` samples of one prompt, and the others; None if the prompts do not allow it."""
     others = arrivals.requests - n
@@ -337,7 +216,14 @@ def _split(
         return None
     counts[own] -= 1
     off = block_size / math.sqrt(3) if others else 0.0
-    family = _family(arrivals, n, prompt, sibling_tokens, round(own), off)
+    family = _family(
+        arrivals.arrived_seconds,
+        n,
+        prompt,
+        sibling_tokens=sibling_tokens,
+        found=round(own),
+        off=off,
+    )
     if not others:
         return [family]
     rest = arrivals._replace(requests=others, prompt_tokens=arrivals.prompt_tokens - n * prompt)

@@ -7,12 +7,14 @@ those that explain what comes are believed (a particle filter: Gordon, Salmond a
 
 import math
 
-from vllm_capacity.observe.admission import Samples
-from vllm_capacity.observe.cohorts import Cohort, CohortBook
-from vllm_capacity.observe.departures import Chance
-from vllm_capacity.observe.hang_ups import HangUps
-from vllm_capacity.observe.ledger_book import LedgerBook
-from vllm_capacity.observe.ledger_counters import LedgerCounters
+from vllm_capacity.observe.ledger.book import LedgerBook
+from vllm_capacity.observe.ledger.cohorts import Cohort, CohortBook
+from vllm_capacity.observe.ledger.counters import LedgerCounters
+from vllm_capacity.observe.ledger.departures import Chance
+from vllm_capacity.observe.ledger.families import Families
+from vllm_capacity.observe.ledger.hang_ups import HangUps
+from vllm_capacity.observe.ledger.residents import Residents
+from vllm_capacity.observe.ledger.samples import Samples
 
 _BOOKS = 3
 # Where books have to guess, none may be right by this much.
@@ -24,8 +26,9 @@ _WORST = 8.0
 class LedgerBooks:
     """The accounts of one engine; a single one as long as nothing has to be guessed."""
 
-    def __init__(self) -> None:
-        self._books = [LedgerBook()]
+    def __init__(self, samples: Samples) -> None:
+        self._families = Families(samples)
+        self._books = [LedgerBook(self._families)]
         self._chance = Chance()
 
     @property
@@ -54,37 +57,40 @@ class LedgerBooks:
         hang_ups: HangUps,
         *,
         pending_tokens: float,
-        samples: Samples,
         block_size: int | None,
     ) -> None:
-        """Take into account what happened between two scrapes; arguments as ``LedgerBook``."""
-        siblings = not samples.are_alone and now.cached_tokens > before.cached_tokens
+        """Take into account what happened between two scrapes.
+
+        Args:
+            before: the earlier scrape.
+            now: the later one.
+            hang_ups: clients that hung up meanwhile, as the HTTP server tells.
+            pending_tokens: prompts admitted that have no first token yet.
+            block_size: tokens of a block, if known.
+        """
+        families = self._families
+        families.block_size = block_size
+        families.mean_prompt_tokens = now.prompt_tokens / max(1.0, now.first_tokens)
+        siblings = not families.samples.are_alone and now.cached_tokens > before.cached_tokens
         if len(self._books) == 1 and (hang_ups.requests or siblings):
             self._spread()
         for book in self._books:
-            book.follow(
-                before,
-                now,
-                hang_ups,
-                pending_tokens=pending_tokens,
-                samples=samples,
-                block_size=block_size,
-            )
+            book.follow(before, now, hang_ups, pending_tokens=pending_tokens)
         if len(self._books) > 1:
             self._select()
 
-    def resident(self, running: int) -> tuple[float, float]:
-        """Tokens whose keys and values so many running requests hold, and their variance."""
-        each = [book.resident(running) for book in self._books]
-        shares = self._shares()
-        mean = sum(share * tokens for share, (tokens, _) in zip(shares, each, strict=True))
+    def residents(self, running: int) -> Residents:
+        """What so many running requests hold, by all accounts."""
+        each, shares = [book.residents(running) for book in self._books], self._shares()
+        mean = sum(share * one.tokens for share, one in zip(shares, each, strict=True))
         variance = sum(
-            share * (own + (tokens - mean) ** 2)
-            for share, (tokens, own) in zip(shares, each, strict=True)
+            share * (one.variance + (one.tokens - mean) ** 2)
+            for share, one in zip(shares, each, strict=True)
         )
         if len(self._books) > 1:
             variance += (_DOUBT * mean) ** 2
-        return mean, variance
+        shared = sum(share * one.shared_tokens for share, one in zip(shares, each, strict=True))
+        return Residents(mean, variance, shared)
 
     @property
     def is_guess(self) -> bool:

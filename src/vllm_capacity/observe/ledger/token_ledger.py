@@ -13,82 +13,26 @@ idle.
 """
 
 import math
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
 
-from vllm_capacity.observe.admission import Samples
-from vllm_capacity.observe.cohorts import NOBODY, SPREAD, Cohort, CohortBook
 from vllm_capacity.observe.engine_snapshot import EngineSnapshot
-from vllm_capacity.observe.hang_ups import HangUpWatch
-from vllm_capacity.observe.ledger_books import LedgerBooks
-from vllm_capacity.observe.ledger_counters import LedgerCounters, began_anew
-
-LedgerState = Literal["anchored", "drifting", "unknown"]
-LEDGER_STATES: tuple[LedgerState, ...] = ("anchored", "drifting", "unknown")
+from vllm_capacity.observe.ledger.books import LedgerBooks
+from vllm_capacity.observe.ledger.cohorts import NOBODY, SPREAD, Cohort, CohortBook
+from vllm_capacity.observe.ledger.counters import LedgerCounters, began_anew
+from vllm_capacity.observe.ledger.hang_ups import HangUpWatch
+from vllm_capacity.observe.ledger.reading import LedgerReading, LedgerState, RequestsInFlight
+from vllm_capacity.observe.ledger.samples import Samples
 
 # Half the width of the interval, in standard deviations: 95 % of a normal distribution and a bit.
 _DEVIATIONS = 2.2
-
-
-class RequestsInFlight(NamedTuple):
-    """Requests of like age; tokens are those of a mean one.
-
-    Attributes:
-        requests: past their first token, not finished.
-        resident_requests: those of them that hold blocks; the others were preempted.
-        prompt_tokens, generated_tokens: of one.
-        is_exact: whether it is one request of known length, not a mean one.
-    """
-
-    requests: float
-    resident_requests: float
-    prompt_tokens: float
-    generated_tokens: float
-    is_exact: bool = False
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LedgerReading:
-    """What the ledger says at one scrape.
-
-    Attributes:
-        in_flight_tokens: prompt and generated tokens of the requests past their first token,
-            those of preempted ones included; None if the engine exports too little.
-        resident_tokens: tokens whose keys and values the running requests ought to hold, each
-            shared prefix counted once; None likewise.
-        resident_tokens_low, resident_tokens_high: bounds that hold the true number, rounding to
-            blocks included, at some 95 of 100 scrapes.
-        prefilling_tokens: those of ``resident_tokens`` that are not of the cohorts: of running
-            requests that have no first token yet.
-        running_requests: requests in the batch, the holders of the blocks.
-        preempted_requests: requests that wait to get their blocks back, if known.
-        cohorts: the requests past their first token by age, oldest first.
-        state: "anchored": every request is accounted for; "drifting": some hung up or lost their
-            blocks, and which ones was inferred; "unknown": nothing to start from yet.
-        reason: why that state, in words.
-        restarted: whether the counters began anew since the scrape before.
-    """
-
-    in_flight_tokens: float | None
-    resident_tokens: float | None
-    resident_tokens_low: float | None = None
-    resident_tokens_high: float | None = None
-    prefilling_tokens: float = 0.0
-    running_requests: int | None
-    preempted_requests: int | None
-    cohorts: tuple[RequestsInFlight, ...] = ()
-    state: LedgerState
-    reason: str
-    restarted: bool = False
 
 
 class TokenLedger:
     """The ledger of one engine, fed one snapshot after another."""
 
     def __init__(self) -> None:
-        self._book = LedgerBooks()
-        self._watch = HangUpWatch()
         self._samples = Samples()
+        self._book = LedgerBooks(self._samples)
+        self._watch = HangUpWatch()
         self._before: LedgerCounters | None = None
         self._started_seconds: float | None = None
         self._unknown = True
@@ -124,7 +68,6 @@ class TokenLedger:
                 now,
                 hang_ups,
                 pending_tokens=self._pending(now),
-                samples=self._samples,
                 block_size=snapshot.block_size_tokens,
             )
             self._unknown = self._unknown and self._is_still_unknown(now)
@@ -172,7 +115,7 @@ class TokenLedger:
         """Whether some of those who were there at the start may still be."""
         book = self._book.cohorts
         all_run = now.waiting == 0 and abs(book.requests - now.running) < 1
-        return not all_run or any(cohort.lost for cohort in book.cohorts)
+        return not all_run or any(cohort.is_guess for cohort in book.cohorts)
 
     def _reading(
         self, now: LedgerCounters, snapshot: EngineSnapshot, *, restarted: bool
@@ -190,8 +133,7 @@ class TokenLedger:
             )
         holding = book.holding(running)
         beyond = max(0.0, book.requests - running)
-        resident, variance = self._book.resident(running)
-        more = 0.0
+        resident, variance, shared_tokens = self._book.residents(running)
         without = running - sum(cohort.requests * part for cohort, part in holding)
         if without > 0.5:
             more = self._not_in_the_book(now, without)
@@ -204,15 +146,16 @@ class TokenLedger:
         resident = min(resident, most)
         width = _DEVIATIONS * math.sqrt(variance) + block
         state, reason = self._state(now, beyond)
+        in_flight_tokens = self._book.likeliest.in_flight_tokens
         return LedgerReading(
-            in_flight_tokens=max(0.0, self._book.likeliest.in_flight_tokens),
+            in_flight_tokens=in_flight_tokens,
             resident_tokens=resident,
             resident_tokens_low=max(0.0, resident - width) if running else 0.0,
             resident_tokens_high=min(most, resident + width) if running else 0.0,
-            prefilling_tokens=more,
+            shared_tokens=shared_tokens,
             running_requests=running,
             preempted_requests=round(beyond) if now.waiting else 0,
-            cohorts=_in_flight(book, running, self._book.likeliest.missing_tokens),
+            cohorts=_in_flight(book, running, in_flight_tokens),
             state=state,
             reason=reason,
             restarted=restarted,
@@ -277,25 +220,30 @@ def _mean_ones(now: LedgerCounters) -> Cohort:
         now.finished_generated_tokens * share / 2,
         hits={now.finished_cached_tokens / now.finished: float(now.running)},
         prompt_off_tokens=SPREAD * now.finished_prompt_tokens / now.finished,
-        lost=True,
+        is_guess=True,
     )
 
 
-def _in_flight(
-    book: CohortBook, running: float, missing_tokens: float
-) -> tuple[RequestsInFlight, ...]:
-    """The book's cohorts; what nobody is known to have goes to those known least."""
+def _in_flight(book: CohortBook, running: float, tokens: float) -> tuple[RequestsInFlight, ...]:
+    """The book's cohorts; what they have not of all tokens goes to those known least."""
     doubts = [cohort.requests * cohort.prompt_variance() for cohort in book.cohorts]
+    there = [cohort.prompt_tokens + cohort.generated_tokens for cohort in book.cohorts]
+    missing = (tokens - sum(there)) / (sum(doubts) or 1.0)
+    prompts = [
+        max(0.0, cohort.prompt_tokens + missing * doubt)
+        for cohort, doubt in zip(book.cohorts, doubts, strict=True)
+    ]
+    surplus = sum(prompts) + book.total("generated_tokens")
+    share = tokens / surplus if surplus > 0 else 1.0
     result, left = [], float(running)
-    for cohort, doubt in zip(book.cohorts, doubts, strict=True):
+    for cohort, prompt in zip(book.cohorts, prompts, strict=True):
         requests = cohort.requests
-        prompts = cohort.prompt_tokens + missing_tokens * doubt / sum(doubts)
         result.append(
             RequestsInFlight(
                 requests,
                 min(requests, max(0.0, left)),
-                max(0.0, prompts) / requests,
-                cohort.generated_tokens / requests,
+                share * prompt / requests,
+                share * cohort.generated_tokens / requests,
                 is_exact=cohort.is_told and requests < 1 + NOBODY,
             )
         )

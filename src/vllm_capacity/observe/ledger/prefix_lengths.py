@@ -1,0 +1,84 @@
+"""How much of their prompts requests find in the prefix cache, learned from those that came."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from typing import NamedTuple
+
+_MOST_LENGTHS = 6
+# Requests that are remembered, so that lengths out of use are forgotten.
+_MEMORY = 500.0
+# Admissions after which what is likely is worked out anew.
+_LEARNED_BETWEEN = 16
+
+
+class MakeUp(NamedTuple):
+    """How a sum of cached tokens may be made up.
+
+    Attributes:
+        weight: logarithm of how likely the sum is.
+        likeliest: the same of the likeliest order of lengths alone.
+        lengths: in it, how many requests found so many tokens.
+    """
+
+    weight: float
+    likeliest: float
+    lengths: tuple[tuple[int, int], ...]
+
+    def counts(self) -> dict[float, float]:
+        """By length, how many requests found so much, in the likeliest order."""
+        return {float(tokens): float(requests) for tokens, requests in self.lengths}
+
+
+class PrefixLengths:
+    """How much of a prompt was found in the prefix cache, and how often: nothing as well."""
+
+    def __init__(self) -> None:
+        self._seen: Counter[int] = Counter()
+        self._sums: list[dict[int, MakeUp]] = []
+        self._learned = 0
+
+    def learn(self, tokens: int, requests: int = 1) -> None:
+        """One more request that found so many."""
+        self._seen[tokens] += requests
+        self._learned += requests
+        if self._learned >= _LEARNED_BETWEEN or len(self._seen) <= _MOST_LENGTHS:
+            self._sums, self._learned = [], 0
+        if self._seen.total() > _MEMORY:
+            self._seen = Counter({t: n // 2 for t, n in self._seen.items() if n > 1})
+
+    def commonest(self) -> int | None:
+        """What is found most often where anything is."""
+        found = [(n, tokens) for tokens, n in self._seen.items() if tokens]
+        return max(found)[1] if found else None
+
+    def sums(self, requests: int) -> Mapping[int, MakeUp]:
+        """Every sum that so many requests can make up of known lengths, and the likeliest way."""
+        if not self._sums:
+            self._sums = [{0: MakeUp(0.0, 0.0, ())}]
+        while len(self._sums) <= requests:
+            self._sums.append(self._longer(self._sums[-1]))
+        return self._sums[requests]
+
+    def _longer(self, shorter: Mapping[int, MakeUp]) -> dict[int, MakeUp]:
+        common = dict(self._seen.most_common(_MOST_LENGTHS))
+        common[0] = self._seen[0] + 1
+        total = sum(common.values())
+        longer: dict[int, MakeUp] = {}
+        for done, way in shorter.items():
+            for tokens, requests in common.items():
+                weight = way.weight + math.log(requests / total)
+                best = longer.get(done + tokens)
+                if best is None or weight > best.likeliest:
+                    lengths = Counter(dict(way.lengths))
+                    lengths[tokens] += 1
+                    both = weight if best is None else _log_add(weight, best.weight)
+                    longer[done + tokens] = MakeUp(both, weight, tuple(lengths.items()))
+                else:
+                    longer[done + tokens] = best._replace(weight=_log_add(weight, best.weight))
+        return longer
+
+
+def _log_add(one: float, other: float) -> float:
+    high, low = max(one, other), min(one, other)
+    return high + math.log1p(math.exp(low - high))
