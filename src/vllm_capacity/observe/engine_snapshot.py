@@ -1,6 +1,5 @@
 """Samples of one page → one ``EngineSnapshot`` per engine. A missing metric is None, never 0."""
 
-import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -17,6 +16,8 @@ from vllm_capacity.units import Blocks, Tokens
 
 # usage × blocks misses an integer by rounding alone, some 1e-16 of the block count.
 _INTEGER_TOLERANCE = 1e-6
+# Beyond it a float no longer counts by ones, so it is no count of anything.
+_MOST = 2.0**53
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -223,8 +224,8 @@ def snapshots_of_page(samples: Iterable[Sample], *, taken_at_seconds: float) -> 
 
 
 def _is_a_number(value: float) -> bool:
-    """Everything vLLM exports here is finite and not negative; anything else is no reading."""
-    return math.isfinite(value) and value >= 0
+    """Whether vLLM may export it here: nothing is negative, and all it counts is countable."""
+    return 0 <= value <= _MOST
 
 
 def _engine_of(labels: Mapping[str, str]) -> str:
