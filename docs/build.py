@@ -21,8 +21,9 @@ DOCS = Path(__file__).parent
 sys.path[:0] = [str(DOCS.parent / "tests" / name) for name in ("predict", "compare")]
 
 from answered import differences, predicted  # noqa: E402 (the tests' own comparison)
-from foreseen import TRACES, assessed, foreseen  # noqa: E402
+from foreseen import foreseen  # noqa: E402
 from recorded import DATA, rows  # noqa: E402
+from recordings import RECORDINGS, Moments, accuracy, assessed  # noqa: E402
 
 _ALONE: Rank = ranks(
     tensor_parallel=1, pipeline_parallel=1, data_parallel=1, expert_parallel=False
@@ -128,20 +129,33 @@ def foreseen_table() -> Iterator[str]:
         "with those that keep coming | scrapes above the pool | of them false | largest, in pools |"
     )
     yield "|---|--:|--:|--:|--:|--:|--:|"
-    for path in sorted(TRACES.glob("*.jsonl.xz")):
-        name = path.name.removesuffix(".jsonl.xz")
+    for which, moments in _engines():
+        told = foreseen(moments)
+        times = (told.first_preemption, told.admitted_lead, told.lead)
+        cells = " | ".join("–" if t is None else f"{t:.0f} s" for t in times)
+        yield f"| {which} | {cells} | {told.alarms} | {told.false_alarms} | {told.peak:.2f} |"
+
+
+def accuracy_table() -> Iterator[str]:
+    """How close the predicted blocks came to the used ones of the recordings, replayed now."""
+    yield "| recording | median | p95 | largest | interval holds | its width | anchored |"
+    yield "|---|--:|--:|--:|--:|--:|--:|"
+    for which, moments in _engines():
+        a = accuracy(moments)
+        errors = " | ".join(f"{error:.2%}" for error in (a.median, a.p95, a.largest))
+        yield f"| {which} | {errors} | {a.held:.0%} | {a.width:.1%} | {a.anchored:.0%} |"
+
+
+def _engines() -> Iterator[tuple[str, Moments]]:
+    for name in RECORDINGS:
         for engine, moments in sorted(assessed(name).items()):
-            told = foreseen(moments)
-            times = (told.first_preemption, told.admitted_lead, told.lead)
-            cells = " | ".join("–" if t is None else f"{t:.0f} s" for t in times)
-            which = name if engine == "0" else f"{name}, engine {engine}"
-            yield f"| {which} | {cells} | {told.alarms} | {told.false_alarms} | {told.peak:.2f} |"
+            yield name if engine == "0" else f"{name}, engine {engine}", moments
 
 
 TABLES: dict[str, dict[str, Callable[[], Iterator[str]]]] = {
     "metrics.md": {"metrics": metrics_table, "gaps": gaps_table},
     "configuration.md": {"settings": settings_table},
-    "live.md": {"foreseen": foreseen_table},
+    "live.md": {"foreseen": foreseen_table, "accuracy": accuracy_table},
     "architectures.md": {"oracle": oracle_table, "architectures": architectures_table},
 }
 

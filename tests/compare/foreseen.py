@@ -1,22 +1,12 @@
 """How long before the first preemption of a recording the committed demand passed the pool."""
 
-import json
-import lzma
-from collections.abc import Iterator
 from itertools import pairwise
-from pathlib import Path
 from typing import NamedTuple
 
-from vllm_capacity.compare.assessment import EngineAssessment
-from vllm_capacity.deployment import DeploymentFacts
-from vllm_capacity.monitor import Pipeline
-from vllm_capacity.predict import EngineArgs
+from recordings import Moments
 
-TRACES = Path(__file__).parent.parent / "data" / "traces"
 # An alarm is false if no preemption follows within so long, and none has just been.
 FOLLOWS_SECONDS, JUST_SECONDS = 60.0, 5.0
-
-Moments = list[tuple[float, EngineAssessment]]
 
 
 class Foreseen(NamedTuple):
@@ -36,25 +26,6 @@ class Foreseen(NamedTuple):
     alarms: int
     false_alarms: int
     peak: float
-
-
-def assessed(name: str, *, every: int = 1) -> dict[str, Moments]:
-    """A recording through the daemon's pipeline, by engine; of every so many scrapes one."""
-    pipeline, engines = Pipeline(), dict[str, Moments]()
-    facts = DeploymentFacts(given_args=EngineArgs())
-    for t, metrics in list(_scrapes(name))[::every]:
-        page = pipeline.read(metrics.encode(), taken_at_seconds=t)
-        for assessment in pipeline.assess(page, facts.with_labels(page.engines[0].cache_config)):
-            engines.setdefault(assessment.snapshot.engine, []).append((t, assessment))
-    return engines
-
-
-def _scrapes(name: str) -> Iterator[tuple[float, str]]:
-    with lzma.open(TRACES / f"{name}.jsonl.xz", "rt", encoding="utf-8") as lines:
-        for line in lines:
-            scrape = json.loads(line)
-            if scrape["metrics"] is not None:
-                yield scrape["t"], scrape["metrics"]
 
 
 def preemption_times(moments: Moments) -> list[float]:

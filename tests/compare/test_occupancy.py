@@ -1,28 +1,21 @@
 """Blocks that ought to be in use where layers hold unequally many tokens."""
 
-import json
-import lzma
-from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
-from statistics import fmean, median, quantiles
 from typing import Any
 
 import pytest
+from recordings import assessed
 
-from vllm_capacity.compare.assessment import EngineAssessment
 from vllm_capacity.compare.occupancy import (
     blocks_for_request,
     predicted_occupancy,
     unknown_occupancy,
 )
-from vllm_capacity.deployment import DeploymentFacts
-from vllm_capacity.monitor import Pipeline
 from vllm_capacity.observe.engine_snapshot import EngineSnapshot, snapshots_of_page
 from vllm_capacity.observe.exposition import ExpositionParser
 from vllm_capacity.observe.ledger import LedgerReading, RequestsInFlight
 from vllm_capacity.observe.metric_names import WANTED_NAMES
-from vllm_capacity.predict import EngineArgs, KVCacheLayout, Prediction
+from vllm_capacity.predict import KVCacheLayout, Prediction
 from vllm_capacity.predict.kv_cache.spec import (
     CrossAttentionSpec,
     FullAttentionSpec,
@@ -193,41 +186,8 @@ def test_without_a_plan_the_blocks_of_a_request_are_those_that_it_holds_at_its_e
     assert blocks_for_request(440, engine(), None) is None
 
 
-@cache
-def sliding_window_recording() -> list[EngineAssessment]:
-    config = json.loads((DATA / "models" / "small-gemma3" / "config.json").read_bytes())
-    pipeline = Pipeline()
-    facts = DeploymentFacts(config=config, given_args=EngineArgs.from_mapping({}))
-    return list(_assessments(pipeline, facts, DATA / "traces" / "swa-ramp.jsonl.xz"))
-
-
-def _assessments(
-    pipeline: Pipeline, facts: DeploymentFacts, path: Path
-) -> Iterator[EngineAssessment]:
-    with lzma.open(path, "rt", encoding="utf-8") as lines:
-        for scrape in map(json.loads, lines):
-            page = pipeline.read(scrape["metrics"].encode(), taken_at_seconds=scrape["t"])
-            labels = page.engines[0].cache_config
-            yield from pipeline.assess(page, facts.with_labels(labels))
-
-
-def test_blocks_of_a_sliding_window_model_follow_from_its_tokens() -> None:
-    errors, widths, held = [], [], []
-    for a in sliding_window_recording():
-        occupancy, used, pool = a.occupancy, a.snapshot.used_blocks, a.snapshot.total_blocks
-        if a.snapshot.taken_at_seconds < 15 or occupancy is None or used is None or not pool:
-            continue
-        errors.append(abs(used - occupancy.blocks) / pool)
-        widths.append((occupancy.high - occupancy.low) / pool)
-        held.append(occupancy.low <= used <= occupancy.high)
-    assert len(errors) > 150
-    assert median(errors) < 0.015
-    assert quantiles(errors, n=20)[-1] < 0.06
-    assert fmean(held) >= 0.95
-    assert fmean(widths) <= 0.10
-
-
 def test_a_drained_sliding_window_engine_is_back_at_nothing() -> None:
-    last = sliding_window_recording()[-1]
+    [moments] = assessed("swa-ramp").values()
+    _, last = moments[-1]
     assert (last.snapshot.used_blocks, last.predicted_used_blocks) == (0, 0.0)
     assert last.occupancy_reason is None

@@ -4,7 +4,8 @@ import math
 from itertools import pairwise
 
 import pytest
-from foreseen import Moments, assessed, foreseen, preemption_times
+from foreseen import foreseen, preemption_times
+from recordings import Moments, assessed
 
 NEVER_PREEMPTED = ("steady", "restart")
 

@@ -4,7 +4,6 @@ import json
 import lzma
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import mean, median
 
 import pytest
 from hypothesis import given
@@ -39,92 +38,6 @@ def readings(name: str) -> list[tuple[float, EngineSnapshot, LedgerReading]]:
 
 
 RECORDINGS = ["steady", "ramp", "burst", "dp-ramp", "restart", "prefix", "aborts", "longdecode"]
-
-
-def used_and_predicted(
-    recording: str,
-) -> Iterator[tuple[EngineSnapshot, LedgerReading, float, float]]:
-    """Used blocks and predicted ones, as shares of the pool, without the first 15 seconds."""
-    for t, engine, reading in readings(recording):
-        occupancy = predicted_occupancy(reading, engine, None)
-        if t >= 15 and occupancy is not None and engine.used_blocks is not None:
-            pool = engine.total_blocks
-            assert pool
-            yield engine, reading, engine.used_blocks / pool, occupancy.blocks / pool
-
-
-@pytest.mark.parametrize(
-    ("recording", "most_median", "most_p95"),
-    [
-        ("steady", 0.002, 0.005),
-        ("ramp", 0.005, 0.02),
-        ("burst", 0.005, 0.02),
-        ("dp-ramp", 0.005, 0.02),
-        ("restart", 0.002, 0.005),
-        ("prefix", 0.005, 0.015),
-        ("aborts", 0.02, 0.08),
-        ("longdecode", 0.005, 0.02),
-    ],
-)
-def test_the_predicted_blocks_follow_the_used_blocks_of_a_real_vllm(
-    recording: str, most_median: float, most_p95: float
-) -> None:
-    errors = sorted(
-        abs(used - predicted) for _, _, used, predicted in used_and_predicted(recording)
-    )
-    assert median(errors) <= most_median
-    assert errors[int(0.95 * len(errors))] <= most_p95
-
-
-@pytest.mark.parametrize("recording", RECORDINGS)
-def test_an_anchored_ledger_is_never_far_off(recording: str) -> None:
-    anchored = [
-        abs(used - predicted)
-        for _, reading, used, predicted in used_and_predicted(recording)
-        if reading.state == "anchored"
-    ]
-    assert anchored
-    assert max(anchored) <= 0.03
-
-
-@pytest.mark.parametrize("recording", RECORDINGS)
-def test_the_interval_holds_the_used_blocks_and_is_narrow(recording: str) -> None:
-    inside, widths = [], []
-    for engine, reading, used, predicted in used_and_predicted(recording):
-        low, tokens = reading.resident_tokens_low, reading.resident_tokens
-        high, block, pool = (
-            reading.resident_tokens_high,
-            engine.block_size_tokens,
-            engine.total_blocks,
-        )
-        assert low is not None
-        assert high is not None
-        assert tokens is not None
-        assert block
-        assert pool
-        assert low <= tokens <= high
-        below, above = (tokens - low) / block / pool, (high - tokens) / block / pool
-        inside.append(predicted - below - 1e-9 <= used <= predicted + above + 1e-9)
-        widths.append(below + above)
-    assert mean(inside) >= 0.95
-    assert mean(widths) <= 0.1
-
-
-@pytest.mark.parametrize(
-    ("recording", "most_median"), [("steady", 0.005), ("ramp", 0.01), ("aborts", 0.03)]
-)
-def test_a_scrape_every_five_seconds_does_as_well(recording: str, most_median: float) -> None:
-    parser, ledger, errors = ExpositionParser(WANTED_NAMES), TokenLedger(), []
-    for count, (t, page) in enumerate(pages(recording)):
-        if page is None or count % 5:
-            continue
-        (engine,) = snapshots_of_page(parser.parse(page.encode()), taken_at_seconds=t).engines
-        occupancy = predicted_occupancy(ledger.record(engine), engine, None)
-        assert occupancy is not None
-        assert engine.used_blocks is not None
-        assert engine.total_blocks
-        errors.append(abs(engine.used_blocks - occupancy.blocks) / engine.total_blocks)
-    assert median(errors) <= most_median
 
 
 @pytest.mark.parametrize("recording", RECORDINGS)

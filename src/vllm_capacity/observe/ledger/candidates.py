@@ -12,6 +12,8 @@ from vllm_capacity.observe.ledger.departure import Departure, Queue
 _MOST_UNSEEN = 16
 # Prompts in the book may be wrong after a wrong guess: one time in twenty, as a log-likelihood.
 _DOUBT = 2 * math.log(20)
+# Less than half a request is none.
+_HALF = 0.5
 
 
 @dataclass(slots=True, eq=False)
@@ -129,7 +131,10 @@ def misfits(
     cached_spread = 1.0 + sum(c.cached_variance for c in rest)
     costs = []
     for c in candidates:
-        cost = c.prior if c not in rest or c.room - rest.count(c) >= 0.5 else math.inf
+        if rest and c in rest and c.room - rest.count(c) < _HALF:
+            costs.append(math.inf)
+            continue
+        cost = c.prior
         if not no_arrival:
             variance = arrived_variance + c.arrived_variance
             off = abs(c.arrived - arrived)
@@ -153,10 +158,10 @@ def misfits(
 
 def _cost(miss: float, variance: float, doubted_variance: float) -> float:
     """Of a miss squared, by a normal distribution; what the book says may be wrong."""
-    return min(
-        miss / variance + math.log(variance),
-        miss / doubted_variance + math.log(doubted_variance) + _DOUBT,
-    )
+    by_the_book = miss / variance + math.log(variance)
+    if miss <= _DOUBT * variance:  # doubting costs more
+        return by_the_book
+    return min(by_the_book, miss / doubted_variance + math.log(doubted_variance) + _DOUBT)
 
 
 def misfit_of_all(departure: Departure, chosen: Sequence[Candidate]) -> float:

@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field
-from typing import Literal
+from operator import attrgetter
+from typing import Literal, get_args
 
 # More cohorts than that are merged: a scrape costs the same whatever the load.
 MOST_COHORTS = 48
@@ -21,6 +22,7 @@ SPREAD = 0.58
 NOBODY = 1e-6
 
 TokenSum = Literal["prompt_tokens", "cached_tokens", "generated_tokens"]
+_TOKENS = {name: attrgetter(name) for name in get_args(TokenSum)}
 
 
 @dataclass(slots=True, eq=False)
@@ -109,16 +111,19 @@ class Cohort:
     @property
     def cached_tokens(self) -> float:
         """Of all prompts, those that were found in the prefix cache."""
-        found = sum(tokens * n for tokens, n in self.hits.items())
-        return found + min(self.finders, self.requests) * self.sibling_tokens
+        found = min(self.finders, self.requests) * self.sibling_tokens
+        for tokens, n in self.hits.items():
+            found += tokens * n
+        return found
 
     def cached_of_one(self) -> tuple[float, float]:
         """Tokens that a mean request found in the prefix cache, and their variance."""
-        found = sum(tokens * n for tokens, n in self.hits.items())
-        squares = sum(tokens * tokens * n for tokens, n in self.hits.items())
         finders = min(self.finders, self.requests)
-        total = found + finders * self.sibling_tokens
-        squares += finders * self.sibling_tokens**2
+        total = finders * self.sibling_tokens
+        squares = total * self.sibling_tokens
+        for tokens, n in self.hits.items():
+            total += tokens * n
+            squares += tokens * tokens * n
         mean = total / self.requests
         return mean, max(0.0, squares / self.requests - mean * mean)
 
@@ -202,11 +207,11 @@ class CohortBook:
     @property
     def requests(self) -> float:
         """How many are past their first token."""
-        return sum(cohort.requests for cohort in self.cohorts)
+        return sum([cohort.requests for cohort in self.cohorts])
 
     def total(self, name: TokenSum) -> float:
         """One of the sums of tokens, over all cohorts."""
-        return float(sum(getattr(cohort, name) for cohort in self.cohorts))
+        return float(sum(map(_TOKENS[name], self.cohorts)))
 
     def admit(self, cohort: Cohort) -> None:
         """Add the youngest cohort."""
