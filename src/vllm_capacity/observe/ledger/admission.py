@@ -72,7 +72,7 @@ def tell_apart(
 def _learn(lengths: PrefixLengths, cohorts: list[Cohort]) -> None:
     for cohort in cohorts:
         for tokens, requests in cohort.hits.items():
-            lengths.learn(round(tokens), round(requests))
+            lengths.learn(round(tokens), round(requests), is_guess=True)
 
 
 def _ways(

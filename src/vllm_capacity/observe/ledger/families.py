@@ -106,6 +106,8 @@ class Families:
 
     def tell_again(self, book: CohortBook, departure: Departure, taken: list[Taken]) -> None:
         """Now that it is known who left, the others of their time can be told apart better."""
+        if departure.requests == 1 and departure.cached_tokens and self.samples.are_alone:
+            self._lengths.learn(round(departure.cached_tokens))
         origins = {one.origin for one, _ in taken if one.origin is not None}
         gone = sum(one.requests for one, _ in taken)
         if len(origins) != 1 or gone < departure.requests - 0.5:

@@ -31,25 +31,36 @@ class MakeUp(NamedTuple):
 
 
 class PrefixLengths:
-    """How much of a prompt was found in the prefix cache, and how often: nothing as well."""
+    """How much of a prompt was found in the prefix cache, and how often: nothing as well.
+
+    What one request alone found is known for sure. Of several it is guessed, and the guesses are
+    forgotten when a length turns up for sure that they did not know.
+    """
 
     def __init__(self) -> None:
-        self._seen: Counter[int] = Counter()
+        self._known: Counter[int] = Counter()
+        self._guessed: Counter[int] = Counter()
         self._sums: list[dict[int, MakeUp]] = []
         self._learned = 0
 
-    def learn(self, tokens: int, requests: int = 1) -> None:
+    def learn(self, tokens: int, requests: int = 1, *, is_guess: bool = False) -> None:
         """One more request that found so many."""
-        self._seen[tokens] += requests
+        if is_guess:
+            self._guessed[tokens] += requests
+        else:
+            if tokens not in self._known:
+                self._guessed.clear()
+            self._known[tokens] += requests
         self._learned += requests
-        if self._learned >= _LEARNED_BETWEEN or len(self._seen) <= _MOST_LENGTHS:
+        few = len(self._known) + len(self._guessed) <= _MOST_LENGTHS
+        if self._learned >= _LEARNED_BETWEEN or few:
             self._sums, self._learned = [], 0
-        if self._seen.total() > _MEMORY:
-            self._seen = Counter({t: n // 2 for t, n in self._seen.items() if n > 1})
+        if self._known.total() + self._guessed.total() > _MEMORY:
+            self._known, self._guessed = _halved(self._known), _halved(self._guessed)
 
     def commonest(self) -> int | None:
         """What is found most often where anything is."""
-        found = [(n, tokens) for tokens, n in self._seen.items() if tokens]
+        found = [(n, tokens) for tokens, n in (self._known + self._guessed).items() if tokens]
         return max(found)[1] if found else None
 
     def sums(self, requests: int) -> Mapping[int, MakeUp]:
@@ -61,8 +72,9 @@ class PrefixLengths:
         return self._sums[requests]
 
     def _longer(self, shorter: Mapping[int, MakeUp]) -> dict[int, MakeUp]:
-        common = dict(self._seen.most_common(_MOST_LENGTHS))
-        common[0] = self._seen[0] + 1
+        seen = self._known + self._guessed
+        common = dict(seen.most_common(_MOST_LENGTHS))
+        common[0] = seen[0] + 1
         total = sum(common.values())
         longer: dict[int, MakeUp] = {}
         for done, way in shorter.items():
@@ -77,6 +89,10 @@ class PrefixLengths:
                 else:
                     longer[done + tokens] = best._replace(weight=_log_add(weight, best.weight))
         return longer
+
+
+def _halved(counts: Counter[int]) -> Counter[int]:
+    return Counter({tokens: n // 2 for tokens, n in counts.items() if n > 1})
 
 
 def _log_add(one: float, other: float) -> float:

@@ -11,6 +11,8 @@ from typing import NamedTuple
 from vllm_capacity.observe.ledger.cohorts import NOBODY, CohortBook
 
 _MOST_PREFIXES = 64
+# Who is whose sibling is inferred; what they share may be wrong by this much.
+_SIBLINGS_DOUBT = 0.05
 
 
 class _Discovery(NamedTuple):
@@ -93,7 +95,9 @@ def residents(
         requests = cohort.requests * part
         families = cohort.families_of(requests)
         own += part * (cohort.prompt_tokens + cohort.generated_tokens)
-        shared += (requests - families) * cohort.sibling_tokens
+        of_siblings = (requests - families) * cohort.sibling_tokens
+        shared += of_siblings
+        variance += (_SIBLINGS_DOUBT * of_siblings) ** 2
         for tokens, n in cohort.hits.items():
             found[tokens] += n * families / cohort.families
         variance += part * part * cohort.variance

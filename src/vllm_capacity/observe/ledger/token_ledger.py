@@ -24,6 +24,9 @@ from vllm_capacity.observe.ledger.samples import Samples
 
 # Half the width of the interval, in standard deviations: 95 % of a normal distribution and a bit.
 _DEVIATIONS = 2.2
+# Of a prompt without a first token: computed in several steps it has half its blocks on average,
+# computed in one, under asynchronous scheduling, all of them (``Scheduler.schedule``).
+_PREFILLED = 0.75
 
 
 class TokenLedger:
@@ -137,7 +140,7 @@ class TokenLedger:
         without = running - sum(cohort.requests * part for cohort, part in holding)
         if without > 0.5:
             more = self._not_in_the_book(now, without)
-            resident += more
+            resident += _PREFILLED * more
             variance += more * more / 12
         block = snapshot.block_size_tokens or 1
         most = math.inf
