@@ -183,11 +183,14 @@ def _filled_up(
         costs = misfits(without(departure, start), candidates, ())
     chosen = [*start, *[candidates[costs.index(min(costs))]] * free]
     if free + bool(start) > 1 and free <= _MOST_SEARCHED:
-        slots = range(len(start), len(chosen))
-        for slot in (*slots, *slots):
-            rest = (*chosen[:slot], *chosen[slot + 1 :])
-            costs = misfits(departure, candidates, rest)
-            chosen[slot] = candidates[costs.index(min(costs))]
+        for _ in range(2):
+            before = list(chosen)
+            for slot in range(len(start), len(chosen)):
+                rest = (*chosen[:slot], *chosen[slot + 1 :])
+                costs = misfits(departure, candidates, rest)
+                chosen[slot] = candidates[costs.index(min(costs))]
+            if chosen == before or free == 1:
+                break  # another round finds the same
     return chosen
 
 
