@@ -218,6 +218,35 @@ def test_the_metrics_page_never_waits_for_an_engine() -> None:
         assert time.monotonic() - start < 1.0
 
 
+def test_a_gpu_driver_that_hangs_holds_up_neither_scrapes_nor_the_end(
+    built_nvml_stub: Callable[..., Path],
+    driver: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(built_nvml_stub().parent))
+    gpu = "gpu GPU-1 NVIDIA H100\n  memory 80 1 19 60\n"
+    used = ("gpu_memory_used_bytes", frozenset({"gpu": "0", "gpu_uuid": "GPU-1"}.items()))
+    timeouts = (
+        "collection_errors_total",
+        frozenset({"source": "nvml", "reason": "timeout"}.items()),
+    )
+    pages = ("collection_duration_seconds_count", frozenset({"source": "vllm"}.items()))
+    flags = ("--scrape-interval", "500ms", "--scrape-timeout", "1s", "--log.format", "json")
+    driver(gpu)
+    with server(page_of(PAGE)) as url, daemon("--target", url, *flags) as running:
+        running.wait_for(lambda: running.series().get(used) == 60)
+        driver(f"slow count 600000\n{gpu}")
+        running.wait_for(lambda: running.series().get(timeouts, 0) > 1)
+        series = running.series()
+        assert used not in series
+        running.wait_for(lambda: running.series()[pages] > series[pages] + 2)
+        running.process.send_signal(signal.SIGTERM)
+        _, log = running.process.communicate(timeout=10)
+        assert running.process.returncode == 0, log
+        assert "the driver hangs and is left behind" in log
+        assert "crashed" not in log
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_in_order(number: signal.Signals) -> None:
     with daemon("--simulate", "--scrape-interval", "1s", "--log.format", "json") as running:
@@ -227,6 +256,22 @@ def test_a_signal_ends_it_in_order(number: signal.Signals) -> None:
         assert running.process.returncode == 0, log
         assert '"event": "stopping"' in log
         assert "Traceback" not in log
+
+
+def test_a_collection_that_the_end_cuts_off_is_no_fault() -> None:
+    flags = ("--scrape-interval", "1s", "--scrape-timeout", "30s", "--log.format", "json")
+    asked = threading.Event()
+
+    def silent(_: BaseHTTPRequestHandler) -> None:
+        asked.set()
+        time.sleep(15)
+
+    with server(silent) as url, daemon("--target", url, *flags) as running:
+        assert asked.wait(15)
+        running.process.send_signal(signal.SIGTERM)
+        _, log = running.process.communicate(timeout=10)
+        assert running.process.returncode == 0, log
+        assert "crashed" not in log
 
 
 def test_the_simulated_engine_is_predicted_as_it_is() -> None:

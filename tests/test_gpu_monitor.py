@@ -1,6 +1,10 @@
 """This host's GPUs over time: readings, faults of single ones, an absent driver."""
 
 import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from structlog.testing import capture_logs
@@ -80,3 +84,122 @@ def test_an_absent_driver_is_not_looked_for_at_every_collection(reason: str, ask
     for _ in range(3):
         asyncio.run(monitor.collect())
     assert gpus.asked == asked
+
+
+def test_a_driver_that_was_seen_is_looked_for_at_every_collection() -> None:
+    gpus = FakeGpus()
+    monitor = GpuMonitor(gpus)
+    asyncio.run(monitor.collect())
+    gpus.answer = SourceError("absent", "nothing")
+    for _ in range(3):
+        asyncio.run(monitor.collect())
+    assert gpus.asked == 4
+
+
+@pytest.mark.parametrize(
+    "answer", [SourceError("nvml", "GPU is lost"), (replace(GPU, total_bytes=None),)]
+)
+def test_the_hardware_stays_known_while_the_driver_does_not_tell_it(
+    answer: SourceError | tuple[GpuReading, ...],
+) -> None:
+    gpus = FakeGpus()
+    monitor = GpuMonitor(gpus)
+    asyncio.run(monitor.collect())
+    known = monitor.first_gpu()
+    gpus.answer = answer
+    asyncio.run(monitor.collect())
+    assert known is not None
+    assert monitor.first_gpu() == known
+
+
+def test_readings_that_nobody_renews_are_withdrawn() -> None:
+    now = 100.0
+    monitor = GpuMonitor(FakeGpus(), expiry_seconds=30.0, monotonic=lambda: now)
+    asyncio.run(monitor.collect())
+    now = 130.0
+    assert monitor.readings == (GPU,)
+    now = 130.1
+    assert monitor.readings == ()
+
+
+class HangingGpus(FakeGpus):
+    def __init__(self) -> None:
+        super().__init__()
+        self.answers, self.closed = threading.Event(), threading.Event()
+        self.answers.set()
+
+    def read(self) -> tuple[GpuReading, ...]:
+        super().read()
+        self.answers.wait()
+        return (GPU,)
+
+    def close(self) -> None:
+        self.closed.set()
+
+
+@pytest.fixture
+def hanging() -> Iterator[HangingGpus]:
+    gpus = HangingGpus()
+    yield gpus
+    gpus.answers.set()
+
+
+def threads() -> int:
+    return sum(thread.name.startswith("nvml") for thread in threading.enumerate())
+
+
+def test_a_driver_that_hangs_is_asked_once_and_what_it_says_late_is_not_published(
+    hanging: HangingGpus,
+) -> None:
+    async def scenario() -> None:
+        monitor = GpuMonitor(hanging, timeout_seconds=0.05)
+        await monitor.collect()
+        assert monitor.readings == (GPU,)
+        hanging.answers.clear()
+        for _ in range(3):
+            await monitor.collect()
+        assert (hanging.asked, threads()) == (2, 1)
+        assert monitor.readings == ()
+        assert monitor.health.failures == {"timeout": 3}
+        hanging.answers.set()
+        await asyncio.sleep(0.05)
+        assert monitor.readings == ()
+        await monitor.collect()
+        assert (monitor.readings, hanging.asked) == ((GPU,), 3)
+        assert monitor.health.up is True
+
+    asyncio.run(scenario())
+
+
+def test_a_driver_that_hangs_is_said_once(hanging: HangingGpus) -> None:
+    hanging.answers.clear()
+    monitor = GpuMonitor(hanging, timeout_seconds=0.01)
+
+    async def scenario() -> None:
+        for _ in range(3):
+            await monitor.collect()
+
+    with capture_logs() as logs:
+        asyncio.run(scenario())
+    assert [(entry["event"], entry["reason"]) for entry in logs] == [("source failed", "timeout")]
+
+
+def test_the_loop_and_the_end_do_not_wait_for_a_driver_that_hangs(hanging: HangingGpus) -> None:
+    hanging.answers.clear()
+    monitor = GpuMonitor(hanging, timeout_seconds=0.01)
+    started = time.monotonic()
+    asyncio.run(monitor.collect())
+    with capture_logs() as logs:
+        monitor.close()
+    assert time.monotonic() - started < 5
+    assert [entry["event"] for entry in logs] == ["the driver hangs and is left behind"]
+    assert not hanging.closed.is_set()
+
+
+def test_the_end_waits_for_a_reading_under_way_and_then_closes(hanging: HangingGpus) -> None:
+    hanging.answers.clear()
+    monitor = GpuMonitor(hanging, timeout_seconds=0.01)
+    asyncio.run(monitor.collect())
+    threading.Timer(0.05, hanging.answers.set).start()
+    monitor.close()
+    assert hanging.closed.is_set()

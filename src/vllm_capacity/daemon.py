@@ -82,7 +82,11 @@ class Daemon:
         settings = self._settings
         client = await stack.enter_async_context(new_client(ca_file=settings.ca_file))
         if settings.nvml:
-            self._gpus = GpuMonitor(Nvml())
+            self._gpus = GpuMonitor(
+                Nvml(),
+                timeout_seconds=settings.scrape_timeout,
+                expiry_seconds=settings.expiry,
+            )
             stack.callback(self._gpus.close)
         targets = settings.targets
         if settings.simulate:
@@ -217,6 +221,8 @@ def _every(scheduler: AsyncIOScheduler, seconds: float, job: Callable[[], object
 
 def _log_crash(event: JobExecutionEvent) -> None:
     """A job's own failure is a fault of ours; it is said, and the next run goes on."""
+    if isinstance(event.exception, asyncio.CancelledError):
+        return  # cut off by the end
     log.error("collection crashed", error=repr(event.exception), traceback=str(event.traceback))
 
 

@@ -11,7 +11,7 @@ from vllm_capacity.units import Bytes
 DURATION_BOUNDS_SECONDS = (0.01, 0.05, 0.25, 1.0, 5.0, float("inf"))
 FAILURE_REASONS = {
     "vllm": ("timeout", "connect", "http", "parse", "too_large", "invalid", "internal"),
-    "nvml": ("nvml", "absent", "internal"),
+    "nvml": ("nvml", "timeout", "absent", "internal"),
     "config": ("absent", "invalid", "internal"),
     "log": ("absent", "invalid", "internal"),
 }

@@ -1,15 +1,13 @@
 """NVML → GpuReading, through the real ``pynvml``."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import ModuleType
-from typing import Any, NamedTuple, TypeVar
 
 from vllm_capacity.errors import SourceError
-from vllm_capacity.observe.gpu_reading import GpuProcess, GpuReading
-from vllm_capacity.units import Bytes
-
-T = TypeVar("T")
+from vllm_capacity.observe.gpu_reading import GpuReading
+from vllm_capacity.sources.nvml_device import read_gpu
+from vllm_capacity.sources.nvml_questions import Questions, is_lost, sentence
 
 
 class Nvml:
@@ -17,10 +15,12 @@ class Nvml:
 
     Whatever fails, the next ``read`` starts NVML anew if need be: a driver that was reloaded,
     a GPU that was reset or a library that was installed later is found without a restart.
-    Calls block, for long when a GPU is ill: call from a thread.
+    While a GPU is ill NVML is let go between reads, for a GPU in use cannot be reset.
+    Calls block, for ever where a driver hangs: call from a thread, and no two at a time.
 
     Attributes:
-        faults: one line for each GPU that the latest ``read`` had to leave out.
+        faults: one line for each GPU, or question to one, that the latest ``read`` had to leave
+            out; not for what the GPU or its driver does not support.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class Nvml:
         self.faults = ()
         with self._translated_errors(pynvml):
             self._start(pynvml)
-            readings, faults = self._read_devices(pynvml, pynvml.nvmlDeviceGetCount())
+            readings, faults = self._read_gpus(pynvml)
         self.faults = faults
         if readings:
             return readings
@@ -62,16 +62,19 @@ class Nvml:
             nvml.nvmlInit()
             self._started = True
 
-    def _read_devices(
-        self, nvml: ModuleType, count: int
-    ) -> tuple[tuple[GpuReading, ...], tuple[str, ...]]:
-        readings, faults, lost = [], [], False
+    def _read_gpus(self, nvml: ModuleType) -> tuple[tuple[GpuReading, ...], tuple[str, ...]]:
+        count = nvml.nvmlDeviceGetCount()
+        driver = Questions(nvml, "NVML")
+        version = driver.text("driver version", nvml.nvmlSystemGetDriverVersion)
+        readings, faults, lost = [], driver.faults, False
         for index in range(count):
+            questions = Questions(nvml, f"NVML: GPU {index}")
             try:
-                readings.append(_Device(nvml, index).reading())
+                readings.append(read_gpu(questions, index, version))
+                faults += questions.faults
             except nvml.NVMLError as error:
-                faults.append(f"NVML: GPU {index}: {_sentence(nvml, error)}")
-                lost = lost or error.value in _lost_codes(nvml)
+                faults.append(f"NVML: GPU {index}: {sentence(nvml, error)}")
+                lost = lost or is_lost(nvml, error)
         if lost:
             self.close()
         return tuple(readings), tuple(faults)
@@ -81,117 +84,8 @@ class Nvml:
         try:
             yield
         except nvml.NVMLError_LibraryNotFound as error:
-            raise SourceError("absent", f"NVML: {_sentence(nvml, error)}") from error
+            self.close()
+            raise SourceError("absent", f"NVML: {sentence(nvml, error)}") from error
         except nvml.NVMLError as error:
             self.close()
-            raise SourceError("nvml", f"NVML: {_sentence(nvml, error)}") from error
-
-
-class _Memory(NamedTuple):
-    total_bytes: Bytes | None
-    used_bytes: Bytes | None
-    free_bytes: Bytes | None
-    reserved_bytes: Bytes | None
-
-
-class _Device:
-    """One GPU of a started NVML."""
-
-    def __init__(self, nvml: ModuleType, index: int) -> None:
-        self._nvml = nvml
-        self._index = index
-        self._handle: Any = nvml.nvmlDeviceGetHandleByIndex(index)
-
-    def reading(self) -> GpuReading:
-        nvml, handle = self._nvml, self._handle
-        memory = self._memory()
-        return GpuReading(
-            index=self._index,
-            uuid=nvml.nvmlDeviceGetUUID(handle),
-            name=nvml.nvmlDeviceGetName(handle),
-            total_bytes=memory.total_bytes,
-            used_bytes=memory.used_bytes,
-            free_bytes=memory.free_bytes,
-            reserved_bytes=memory.reserved_bytes,
-            compute_capability=self._if_told(self._compute_capability),
-            mig_enabled=self._if_told(self._mig_enabled),
-            processes=self._if_told(self._processes),
-        )
-
-    def _memory(self) -> _Memory:
-        told = self._if_told(self._memory_v2)  # since driver 510
-        if told is not None:
-            return told
-        try:
-            return self._memory_v1()
-        except self._nvml.NVMLError_NotSupported:
-            return _Memory(None, None, None, None)
-
-    def _memory_v2(self) -> _Memory:
-        nvml = self._nvml
-        memory = nvml.nvmlDeviceGetMemoryInfo(self._handle, version=nvml.nvmlMemory_v2)
-        return _Memory(memory.total, memory.used, memory.free, memory.reserved)
-
-    def _memory_v1(self) -> _Memory:
-        memory = self._nvml.nvmlDeviceGetMemoryInfo(self._handle)
-        return _Memory(memory.total, memory.used, memory.free, None)
-
-    def _compute_capability(self) -> tuple[int, int]:
-        major, minor = self._nvml.nvmlDeviceGetCudaComputeCapability(self._handle)
-        return major, minor
-
-    def _mig_enabled(self) -> bool:
-        current, _pending = self._nvml.nvmlDeviceGetMigMode(self._handle)
-        return bool(current == self._nvml.NVML_DEVICE_MIG_ENABLE)
-
-    def _processes(self) -> tuple[GpuProcess, ...]:
-        try:
-            listed = self._nvml.nvmlDeviceGetComputeRunningProcesses_v3(self._handle)
-        except self._nvml.NVMLError_FunctionNotFound:  # drivers before 510
-            listed = self._nvml.nvmlDeviceGetComputeRunningProcesses_v2(self._handle)
-        return tuple(GpuProcess(pid=one.pid, used_bytes=one.usedGpuMemory) for one in listed)
-
-    def _if_told(self, ask: Callable[[], T]) -> T | None:
-        """The answer, or None where this GPU, driver or permission does not give it."""
-        try:
-            return ask()
-        except self._nvml.NVMLError as error:
-            if error.value in _lost_codes(self._nvml):
-                raise
-            return None
-
-
-def _lost_codes(nvml: ModuleType) -> tuple[int, ...]:
-    """Codes after which a GPU or NVML itself is gone, and nothing else it says can be used."""
-    return (
-        nvml.NVML_ERROR_UNINITIALIZED,
-        nvml.NVML_ERROR_DRIVER_NOT_LOADED,
-        nvml.NVML_ERROR_GPU_IS_LOST,
-        nvml.NVML_ERROR_RESET_REQUIRED,
-        nvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH,
-    )
-
-
-def _sentence(nvml: ModuleType, error: Any) -> str:
-    advice = {
-        nvml.NVML_ERROR_LIBRARY_NOT_FOUND: (
-            "no NVIDIA driver library (libnvidia-ml.so.1) here, so GPU memory is not watched"
-        ),
-        nvml.NVML_ERROR_DRIVER_NOT_LOADED: (
-            "the NVIDIA kernel driver is not loaded; load it, or give the container the GPU"
-        ),
-        nvml.NVML_ERROR_NO_PERMISSION: (
-            "no permission; let this user open /dev/nvidia* (group or container devices)"
-        ),
-        nvml.NVML_ERROR_GPU_IS_LOST: (
-            "the GPU has fallen off the bus; see the kernel log for Xid 79, then reset or reboot"
-        ),
-        nvml.NVML_ERROR_RESET_REQUIRED: "the GPU must be reset before it can be read",
-        nvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: (
-            "the driver was upgraded but its library here is the old one; "
-            "restart this program, or the machine if that does not help"
-        ),
-        nvml.NVML_ERROR_UNINITIALIZED: "NVML was shut down; it is started again at the next read",
-    }
-    said = advice.get(error.value, str(error))
-    return f"{said} (NVML error {error.value})"
+            raise SourceError("nvml", f"NVML: {sentence(nvml, error)}") from error
