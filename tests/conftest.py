@@ -3,11 +3,14 @@
 import ctypes
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+sys.path.insert(0, str(Path(__file__).parent))  # proc_tree and other things written for tests
 
 # A busy machine is no fault of the code: laws are held by examples, not by a stopwatch.
 settings.register_profile("untimed", deadline=None)

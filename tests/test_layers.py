@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "sources": {"", "observe"},
     "export": {"", "compare", "observe", "predict"},
     "setting_values": {""},
-    "target_settings": {"", "predict"},
+    "target_settings": {"", "predict", "setting_values"},
     "settings": {"", "predict", "setting_values", "target_settings"},
     "logs": {""},
     "deployment": {"", "predict", "observe", "compare"},
@@ -27,10 +27,12 @@ MAY_IMPORT = {
         *("", "predict", "observe", "compare", "sources"),
         *("deployment", "target_settings", "source_watch", "startup_watch"),
     },
+    "process_watch": {"", "observe", "compare", "target_settings"},
     "gpu_monitor": {"", "predict", "observe", "compare", "deployment", "source_watch"},
     "daemon": {
         *("", "predict", "observe", "compare", "sources", "export", "simulate"),
         *("settings", "target_settings", "monitor", "gpu_monitor", "deployment", "startup_watch"),
+        "process_watch",
     },
     "commands": {
         *("", "predict", "observe", "compare", "sources", "export", "simulate"),

@@ -189,3 +189,30 @@ def test_every_setting_teaches_what_it_does() -> None:
     for setting in SETTINGS:
         assert len(setting.help) > 10
         assert setting.variable.startswith("VLLM_CAPACITY_")
+
+
+@pytest.mark.parametrize("written", ["0, GPU-1a", ["0", "GPU-1a"], [0, "GPU-1a"]])
+def test_gpus_and_processes_of_a_target_are_lists_or_separated_by_commas(written: object) -> None:
+    target = {"url": "http://a:1", "gpu-devices": written, "engine-pid": 7, "exclusive-gpus": True}
+    (read,) = resolved(file={"targets": [target]}).targets
+    assert (read.gpu_devices, read.engine_pids, read.exclusive_gpus) == (
+        ("0", "GPU-1a"),
+        (7,),
+        True,
+    )
+
+
+def test_gpus_and_processes_are_settings_for_all_targets_too() -> None:
+    environment = {"VLLM_CAPACITY_GPU_DEVICES": "1", "VLLM_CAPACITY_ENGINE_PID": "7,8"}
+    (read,) = resolved(TARGET, environment).targets
+    assert (read.gpu_devices, read.engine_pids, read.exclusive_gpus) == (("1",), (7, 8), False)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("engine-pid", "vllm"), ("engine-pid", "-1"), ("engine-pid", ","), ("gpu-devices", " , ")],
+)
+def test_what_is_no_process_or_gpu_is_a_fault(name: str, value: str) -> None:
+    assert faults({**TARGET, name: value}) == [f"--{name}"]
+    targets = [{"url": "http://a:1", name: value}]
+    assert faults(file={"targets": targets}) == [f"targets[0].{name}"]

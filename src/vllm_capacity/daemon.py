@@ -15,16 +15,20 @@ from apscheduler.events import EVENT_JOB_ERROR, JobExecutionEvent
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
-from vllm_capacity.compare.fleet import FleetAssessment
+from vllm_capacity.compare.fleet import FleetAssessment, TargetAssessment
+from vllm_capacity.compare.gpu_attribution import attribute_gpus
 from vllm_capacity.errors import Fault, SettingsError
 from vllm_capacity.export.collector import CapacityCollector
 from vllm_capacity.export.web import web_application
 from vllm_capacity.gpu_monitor import GpuMonitor
 from vllm_capacity.monitor import Monitor
+from vllm_capacity.observe.gpu_reading import GpuReading
+from vllm_capacity.process_watch import ProcessWatch
 from vllm_capacity.settings import Settings
 from vllm_capacity.sources.log_follower import LogFollower
 from vllm_capacity.sources.model_files import ModelFiles, read_model_config
 from vllm_capacity.sources.nvml import Nvml
+from vllm_capacity.sources.processes import Processes
 from vllm_capacity.sources.vllm_http import VllmHttp, new_client
 from vllm_capacity.startup_watch import StartupWatch
 from vllm_capacity.target_settings import TargetSettings
@@ -49,6 +53,7 @@ class Daemon:
     def __init__(self, settings: Settings, *, revision: str = "unknown") -> None:
         self._settings, self._revision = settings, revision
         self._monitors: list[Monitor] = []
+        self._processes: list[ProcessWatch] = []
         self._gpus: GpuMonitor | None = None
 
     async def run(self) -> None:
@@ -76,7 +81,18 @@ class Daemon:
         targets = [monitor.current() for monitor in self._monitors]
         if gpus is not None:
             targets = [replace(t, health={**t.health, "nvml": gpus.health}) for t in targets]
+            targets = self._attributed(targets, gpus.readings)
         return FleetAssessment(targets=tuple(targets), gpus=() if gpus is None else gpus.readings)
+
+    def _attributed(
+        self, targets: list[TargetAssessment], readings: tuple[GpuReading, ...]
+    ) -> list[TargetAssessment]:
+        """The targets with what of each GPU is theirs; all at once, since they may share one."""
+        watches = {watch.name: watch for watch in self._processes}
+        watched = [target for target in targets if target.target in watches]
+        claims = [watches[target.target].claim(target) for target in watched]
+        gpus = dict(zip((t.target for t in watched), attribute_gpus(readings, claims), strict=True))
+        return [replace(target, gpus=gpus.get(target.target, ())) for target in targets]
 
     async def _set_up(self, stack: AsyncExitStack) -> None:
         settings = self._settings
@@ -88,6 +104,15 @@ class Daemon:
                 expiry_seconds=settings.expiry,
             )
             stack.callback(self._gpus.close)
+        self._processes = [
+            ProcessWatch(
+                target.name or _host_and_port(target.url),
+                target,
+                Processes(settings.path_procfs),
+                self._readings,
+            )
+            for target in settings.targets
+        ]
         targets = settings.targets
         if settings.simulate:
             targets = (*targets, await _start_simulation(stack))
@@ -110,6 +135,9 @@ class Daemon:
             for target in targets
         ]
 
+    def _readings(self) -> tuple[GpuReading, ...]:
+        return () if self._gpus is None else self._gpus.readings
+
     def _schedule(self) -> AsyncIOScheduler:
         interval = self._settings.scrape_interval
         scheduler = AsyncIOScheduler(
@@ -118,6 +146,8 @@ class Daemon:
         scheduler.add_listener(_log_crash, EVENT_JOB_ERROR)
         if self._gpus is not None:
             _every(scheduler, interval, self._gpus.collect)
+        for watch in self._processes:
+            _every(scheduler, interval, watch.collect)
         for monitor in self._monitors:
             _every(scheduler, interval, monitor.collect_engine)
             _every(scheduler, interval, monitor.collect_identity)

@@ -74,6 +74,31 @@ def switch(value: Any) -> bool:
     raise ValueError("must be true or false")
 
 
+def several_texts(value: Any) -> tuple[str, ...]:
+    """Some words, as a list or separated by commas.
+
+    Raises:
+        ValueError: there is none.
+    """
+    words = value if isinstance(value, list | tuple) else str(value).split(",")
+    kept = tuple(word for word in (str(word).strip() for word in words) if word)
+    if not kept:
+        raise ValueError("must not be empty")
+    return kept
+
+
+def process_ids(value: Any) -> tuple[int, ...]:
+    """Numbers of processes, as a list or separated by commas.
+
+    Raises:
+        ValueError: one is no positive number, or there is none.
+    """
+    words = several_texts(value)
+    if not all(word.isdecimal() and int(word) for word in words):
+        raise ValueError("must be numbers of processes, as in 4711 or 4711,4712")
+    return tuple(map(int, words))
+
+
 def one_of(*choices: str) -> Callable[[Any], str]:
     """A reader of one of a few words, which raises ValueError for any other."""
 

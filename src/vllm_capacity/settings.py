@@ -13,6 +13,8 @@ from vllm_capacity.setting_values import (
     listen_address,
     one_of,
     path,
+    process_ids,
+    several_texts,
     size_bytes,
     switch,
     text,
@@ -111,6 +113,33 @@ SETTINGS: tuple[Setting, ...] = (
         metavar="PATH",
     ),
     Setting(
+        "engine-pid",
+        None,
+        process_ids,
+        (
+            "process of vLLM, or several separated by commas, where its GPU memory is not "
+            "attributed by itself: as this machine or as nvidia-smi counts them"
+        ),
+        metavar="PID",
+    ),
+    Setting(
+        "gpu-devices",
+        None,
+        several_texts,
+        (
+            "GPUs that vLLM runs on, separated by commas: indices as in nvidia-smi, GPU-… or "
+            "MIG-… UUIDs; default: as its processes and their environment tell"
+        ),
+        metavar="DEVICES",
+    ),
+    Setting(
+        "exclusive-gpus",
+        False,
+        switch,
+        "nothing but this vLLM uses its GPUs: all their memory in use is its own",
+        metavar="",
+    ),
+    Setting(
         "simulate", False, switch, "start the embedded simulated engine and watch it", metavar=""
     ),
     Setting(
@@ -152,6 +181,13 @@ SETTINGS: tuple[Setting, ...] = (
         "nvml", True, switch, "read GPU memory through NVML where a driver is present", metavar=""
     ),
     Setting(
+        "path.procfs",
+        "/proc",
+        path,
+        "where /proc is mounted, to find vLLM's processes; the host's, if it is mounted elsewhere",
+        metavar="PATH",
+    ),
+    Setting(
         "web.listen-address",
         (f":{DEFAULT_PORT}",),
         listen_address,
@@ -189,6 +225,7 @@ class Settings:
     max_page_size: int
     ca_file: str | None
     nvml: bool
+    path_procfs: str
     web_listen_address: tuple[str, ...]
     web_telemetry_path: str
     log_level: str
@@ -259,6 +296,7 @@ def resolve_settings(
         max_page_size=values["max-page-size"],
         ca_file=values["ca-file"],
         nvml=values["nvml"],
+        path_procfs=values["path.procfs"],
         web_listen_address=values["web.listen-address"],
         web_telemetry_path=values["web.telemetry-path"],
         log_level=values["log.level"],

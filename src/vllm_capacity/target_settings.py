@@ -7,14 +7,20 @@ from typing import Any
 
 from vllm_capacity.errors import EngineArgsError, Fault
 from vllm_capacity.predict import EngineArgs, Gpu, VllmVersion, gpu_given
+from vllm_capacity.setting_values import process_ids, several_texts, switch
 
 _PER_TARGET = (
     *("model-config", "vllm-args", "gpu", "vllm-version", "vllm-log", "bearer-token-file"),
+    *("engine-pid", "gpu-devices", "exclusive-gpus"),
 )
-_READERS: Mapping[str, Callable[[str], Any]] = {
+_READERS: Mapping[str, Callable[[Any], Any]] = {
     "gpu": gpu_given,
     "vllm-version": VllmVersion.parse,
+    "engine-pid": process_ids,
+    "gpu-devices": several_texts,
+    "exclusive-gpus": switch,
 }
+_LISTS = ("engine-pid", "gpu-devices")
 _TARGET_KEYS = ("url", "name", "engine-args", *_PER_TARGET)
 
 
@@ -30,6 +36,9 @@ class TargetSettings:
         gpu: None: NVML's.
         vllm_version: None: what /version says.
         vllm_log: file with its start-up log.
+        engine_pids: its processes; empty: to be found.
+        gpu_devices: its GPUs, by index or UUID; None: to be found.
+        exclusive_gpus: whether nothing else uses them.
         bearer_token_file: file with its token.
     """
 
@@ -41,6 +50,9 @@ class TargetSettings:
     vllm_version: VllmVersion | None = None
     vllm_log: str | None = None
     bearer_token_file: str | None = None
+    engine_pids: tuple[int, ...] = ()
+    gpu_devices: tuple[str, ...] | None = None
+    exclusive_gpus: bool = False
 
 
 def read_targets(
@@ -105,13 +117,16 @@ def _target(
         vllm_version=merged["vllm-version"],
         vllm_log=merged["vllm-log"],
         bearer_token_file=merged["bearer-token-file"],
+        engine_pids=merged["engine-pid"] or (),
+        gpu_devices=merged["gpu-devices"],
+        exclusive_gpus=merged["exclusive-gpus"],
     )
 
 
 def _own_value(where: str, key: str, value: Any, faults: list[Fault]) -> Any:
     """One setting of a target's own, read as it is for all targets."""
     try:
-        return _READERS.get(key, str)(str(value))
+        return _READERS.get(key, str)(value if key in _LISTS else str(value))
     except ValueError as error:
         faults.append(Fault(where, value, str(error)))
         return None

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from vllm_capacity.compare.assessment import EngineAssessment
+from vllm_capacity.compare.gpu_attribution import GpuAttribution
 from vllm_capacity.observe.gpu_reading import GpuReading
 from vllm_capacity.predict import Prediction
 from vllm_capacity.units import Bytes
@@ -105,6 +106,7 @@ class TargetAssessment:
         response_bytes: size of the last page.
         metric_present: by expected metric, whether it was on the last page; empty without a page.
         health: by source ("vllm", "config", "nvml"); a source that is switched off is not there.
+        gpus: of this host's GPUs and MIG instances, what is the target's; empty without NVML.
     """
 
     target: str
@@ -115,6 +117,7 @@ class TargetAssessment:
     response_bytes: Bytes | None = None
     metric_present: Mapping[str, bool] = field(default_factory=dict)
     health: Mapping[str, SourceHealth] = field(default_factory=dict)
+    gpus: tuple[GpuAttribution, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,7 +14,7 @@ from vllm_capacity.export.engine_metrics import (
     WORKLOAD,
 )
 from vllm_capacity.export.metric import Metric
-from vllm_capacity.export.target_metrics import BUDGET, EXPORTER, GPU, SOURCES
+from vllm_capacity.export.target_metrics import ATTRIBUTION, BUDGET, EXPORTER, GPU, SOURCES
 
 CATALOGUE: tuple[Metric, ...] = (
     *CAPACITY,
@@ -26,6 +26,7 @@ CATALOGUE: tuple[Metric, ...] = (
     *PREDICTION,
     *BUDGET,
     *GPU,
+    *ATTRIBUTION,
     *SOURCES,
     *EXPORTER,
 )

@@ -119,6 +119,19 @@ GPU = (
 )
 
 
+ATTRIBUTION = (
+    Metric(
+        PREFIX + "gpu_memory_attribution_info",
+        "How a GPU's memory was told apart for the target: pid, cgroup, exclusive or none; 1.",
+        ("gpu", "gpu_uuid", "mig_uuid", "method"),
+        "target",
+        lambda t: {
+            (str(one.gpu), one.gpu_uuid, one.mig_uuid or "", one.method): 1.0 for one in t.gpus
+        },
+    ),
+)
+
+
 def _health(
     read: Callable[[SourceHealth], float | None],
 ) -> Callable[[TargetAssessment], dict[str, float | None]]:
