@@ -43,7 +43,7 @@ def gpu(index: int, *listed: Listed, used_gib: int = 70, name: str = "NVIDIA H10
         uuid=f"GPU-{index}{index}{index}{index}-beef",
         name=name,
         total_bytes=Bytes(80 * GIB),
-        used_bytes=Bytes(used_gib * GIB + RESERVED),
+        used_bytes=Bytes(used_gib * GIB),
         free_bytes=None,
         reserved_bytes=RESERVED,
         compute_capability=(9, 0),

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from vllm_capacity.compare.visible_devices import Device, devices_of
-from vllm_capacity.observe.gpu_reading import GpuProcess, GpuReading, MigInstance
+from vllm_capacity.observe.gpu_reading import GpuProcess, GpuReading
 from vllm_capacity.units import Bytes
 
 
@@ -42,23 +42,17 @@ def units_of(reading: GpuReading) -> tuple[Unit, ...]:
     """A GPU's MIG instances, or the GPU itself; in the order of ``devices_of``."""
     devices = devices_of(reading)
     if not reading.mig_instances:
-        return (Unit(devices[0], _in_use(reading), _held(reading.processes)),)
+        return (Unit(devices[0], reading.used_bytes, _held(reading.processes)),)
     ids = [instance.gpu_instance_id for instance in reading.mig_instances]
     return tuple(
         # Compute instances side by side share their GPU instance's memory.
         Unit(
             device,
-            _in_use(instance) if ids.count(instance.gpu_instance_id) == 1 else None,
+            instance.used_bytes if ids.count(instance.gpu_instance_id) == 1 else None,
             _held(instance.processes),
         )
         for device, instance in zip(devices, reading.mig_instances, strict=True)
     )
-
-
-def _in_use(memory: GpuReading | MigInstance) -> Bytes | None:
-    if memory.used_bytes is None:
-        return None
-    return Bytes(max(0, memory.used_bytes - (memory.reserved_bytes or 0)))
 
 
 def _held(processes: tuple[GpuProcess, ...] | None) -> tuple[Held, ...] | None:
