@@ -11,6 +11,7 @@ import json
 import sys
 from pathlib import Path
 
+import gpu_memory
 import instance_capacity
 
 HERE = Path(__file__).resolve().parent
@@ -18,7 +19,10 @@ HERE = Path(__file__).resolve().parent
 
 def files() -> dict[Path, str]:
     """Text of every dashboard by its path."""
-    dashboards = {"instance-capacity.json": instance_capacity.dashboard()}
+    dashboards = {
+        "gpu-memory.json": gpu_memory.dashboard(),
+        "instance-capacity.json": instance_capacity.dashboard(),
+    }
     return {
         HERE / name: json.dumps(board, indent=2, ensure_ascii=False) + "\n"
         for name, board in dashboards.items()

@@ -46,6 +46,7 @@ class Panel:
         no_data: what stands there when no series answers; never a number.
         steps: colour from each value on; None is the base.
         default: more of ``fieldConfig.defaults``.
+        repeat: the variable for each of whose values the panel is shown once.
     """
 
     title: str
@@ -62,6 +63,7 @@ class Panel:
     options: Json = field(default_factory=dict)
     transformations: tuple[Json, ...] = ()
     links: tuple[Json, ...] = ()
+    repeat: str | None = None
 
     def build(self, panel_id: int, x: int, y: int) -> Json:
         """The panel at its place."""
@@ -86,6 +88,11 @@ class Panel:
             "targets": [q.target(chr(ord("A") + i)) for i, q in enumerate(self.queries)],
             "transformations": list(self.transformations),
             "links": list(self.links),
+            **(
+                {}
+                if self.repeat is None
+                else {"repeat": self.repeat, "repeatDirection": "h", "maxPerRow": 2}
+            ),
         }
 
 

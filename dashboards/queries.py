@@ -7,6 +7,7 @@ from grafana import Json, link
 DOCS = "https://github.com/vllm-capacity/vllm-capacity/blob/main/docs"
 GPU_MATCHERS = 'job=~"$job",instance=~"$instance"'
 TARGET_MATCHERS = f'{GPU_MATCHERS},target=~"$target"'
+DEVICE_MATCHERS = f'{GPU_MATCHERS},gpu=~"$gpu"'
 ENGINE_MATCHERS = f'{TARGET_MATCHERS},model_name=~"$model_name",engine=~"$engine"'
 ENGINE_LEGEND = "{{model_name}} engine {{engine}} {{target}} {{instance}}"
 DASHED = {"fill": "dash", "dash": [8, 6]}
@@ -29,6 +30,11 @@ def engine(name: str, more: str = "") -> str:
 def target(name: str, more: str = "") -> str:
     """Series of the chosen targets."""
     return series(TARGET_MATCHERS, name, more)
+
+
+def device(name: str, more: str = "") -> str:
+    """Series of the chosen GPUs."""
+    return series(DEVICE_MATCHERS, name, more)
 
 
 def runbook(alert: str) -> tuple[Json, ...]:

@@ -19,15 +19,31 @@ from promql_names import COUNTERS, KNOWN_LABELS, LABELS_BY_METRIC, faults, selec
 
 REPOSITORY = Path(__file__).parent.parent
 BUILD = REPOSITORY / "dashboards" / "build.py"
-DASHBOARD_PATH = REPOSITORY / "dashboards" / "instance-capacity.json"
+PATHS = sorted(BUILD.parent.glob("*.json"))
 RUNBOOK = (REPOSITORY / "docs" / "alerts.md").read_text("utf-8")
-DASHBOARD: dict[str, Any] = json.loads(DASHBOARD_PATH.read_text("utf-8"))
-PANELS: list[dict[str, Any]] = [p for p in DASHBOARD["panels"] if p["type"] != "row"]
-VARIABLES: dict[str, dict[str, Any]] = {v["name"]: v for v in DASHBOARD["templating"]["list"]}
+BOARDS: dict[str, dict[str, Any]] = {
+    path.stem: json.loads(path.read_text("utf-8")) for path in PATHS
+}
+PANELS_OF = {
+    name: [p for p in board["panels"] if p["type"] != "row"] for name, board in BOARDS.items()
+}
+PANELS: list[dict[str, Any]] = [panel for panels in PANELS_OF.values() for panel in panels]
+VARIABLES_OF: dict[str, dict[str, Any]] = {
+    name: {v["name"]: v for v in board["templating"]["list"]} for name, board in BOARDS.items()
+}
+VARIABLES: dict[str, dict[str, Any]] = {
+    name: v for variables in VARIABLES_OF.values() for name, v in variables.items()
+}
 LABEL_VARIABLES = [v for v in VARIABLES.values() if v["type"] == "query"]
 TARGETS = [
     pytest.param(panel, target, id=f"{panel['title']} {target['refId']}")
     for panel in PANELS
+    for target in panel["targets"]
+]
+TARGETS_OF = [
+    pytest.param(name, target, id=f"{panel['title']} {target['refId']}")
+    for name, panels in PANELS_OF.items()
+    for panel in panels
     for target in panel["targets"]
 ]
 # Of Grafana's value formats, those that mean something here.
@@ -55,43 +71,47 @@ def test_a_dashboard_that_differs_from_its_code_is_noticed(tmp_path: Path) -> No
     for path in BUILD.parent.iterdir():
         if path.suffix in {".py", ".json"}:
             (tmp_path / path.name).write_bytes(path.read_bytes())
-    changed = tmp_path / DASHBOARD_PATH.name
+    changed = tmp_path / PATHS[0].name
     changed.write_text(changed.read_text("utf-8").replace("percentunit", "percent", 1), "utf-8")
     command = [sys.executable, "-B", str(tmp_path / BUILD.name)]
     assert subprocess.run([*command, "--check"], check=False).returncode == 1
     assert subprocess.run(command, check=False).returncode == 0
-    assert changed.read_bytes() == DASHBOARD_PATH.read_bytes()
+    assert changed.read_bytes() == PATHS[0].read_bytes()
 
 
-def test_the_dashboard_can_be_provisioned_anywhere() -> None:
-    assert DASHBOARD["schemaVersion"] == 42
-    assert re.fullmatch(r"[a-z0-9-]{1,40}", DASHBOARD["uid"])
-    assert DASHBOARD["editable"] is False
-    assert not {"id", "__inputs", "__requires"} & set(DASHBOARD)
+@pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS)
+def test_a_dashboard_can_be_provisioned_anywhere(board: dict[str, Any]) -> None:
+    assert board["schemaVersion"] == 42
+    assert re.fullmatch(r"[a-z0-9-]{1,40}", board["uid"])
+    assert board["editable"] is False
+    assert not {"id", "__inputs", "__requires"} & set(board)
 
 
-def test_the_data_source_is_a_variable_everywhere() -> None:
-    assert VARIABLES["datasource"]["label"] == "Data source"
-    assert VARIABLES["datasource"]["query"] == "prometheus"
+@pytest.mark.parametrize("name", BOARDS)
+def test_the_data_source_is_a_variable_everywhere(name: str) -> None:
+    variables, panels = VARIABLES_OF[name], PANELS_OF[name]
+    assert variables["datasource"]["label"] == "Data source"
+    assert variables["datasource"]["query"] == "prometheus"
     users = [
-        *PANELS,
-        *(target for panel in PANELS for target in panel["targets"]),
-        *LABEL_VARIABLES,
-        *DASHBOARD["annotations"]["list"],
+        *panels,
+        *(target for panel in panels for target in panel["targets"]),
+        *(v for v in variables.values() if v["type"] == "query"),
+        *BOARDS[name]["annotations"]["list"],
     ]
     assert {user["datasource"]["uid"] for user in users} == {"${datasource}"}
 
 
-def test_the_variables_choose_job_instance_target_model_and_engine() -> None:
-    assert [v["name"] for v in LABEL_VARIABLES] == [
-        "job",
-        "instance",
-        "target",
-        "model_name",
-        "engine",
-    ]
-    assert VARIABLES["job"]["label"] == "Job"
-    assert VARIABLES["instance"]["label"] == "Instance"
+def test_the_variables_choose_what_a_dashboard_is_about() -> None:
+    assert {name: list(variables) for name, variables in VARIABLES_OF.items()} == {
+        "gpu-memory": ["datasource", "job", "instance", "gpu"],
+        "instance-capacity": [
+            *("datasource", "job", "instance"),
+            *("target", "model_name", "engine"),
+        ],
+    }
+    for variables in VARIABLES_OF.values():
+        assert variables["job"]["label"] == "Job"
+        assert variables["instance"]["label"] == "Instance"
 
 
 @pytest.mark.parametrize("variable", LABEL_VARIABLES, ids=lambda v: v["name"])
@@ -114,12 +134,14 @@ def test_a_variable_asks_for_a_label_that_its_metric_has(variable: dict[str, Any
     assert match[2] in LABELS_BY_METRIC[selectors(expression)[0].metric]
 
 
-def test_there_are_few_enough_panels_to_read() -> None:
-    assert 0 < len(PANELS) <= 20
+@pytest.mark.parametrize("name", BOARDS)
+def test_there_are_few_enough_panels_to_read(name: str) -> None:
+    assert 0 < len(PANELS_OF[name]) <= 20
 
 
-def test_panels_have_numbers_of_their_own_and_do_not_overlap() -> None:
-    everything = DASHBOARD["panels"]
+@pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS)
+def test_panels_have_numbers_of_their_own_and_do_not_overlap(board: dict[str, Any]) -> None:
+    everything = board["panels"]
     assert len({panel["id"] for panel in everything}) == len(everything)
     cells = [
         (x, y)
@@ -168,17 +190,17 @@ def test_a_query_names_only_metrics_and_labels_of_the_catalogue(
     assert faults(promql(target["expr"])) == [], panel["title"]
 
 
-@pytest.mark.parametrize(("panel", "target"), TARGETS)
+@pytest.mark.parametrize(("name", "target"), TARGETS_OF)
 def test_a_query_follows_every_variable_that_its_metric_has_a_label_for(
-    panel: dict[str, Any], target: dict[str, Any]
+    name: str, target: dict[str, Any]
 ) -> None:
     expression = re.sub(r"\$__rate_interval", "1m", target["expr"])
     for selector in selectors(expression):
         # A GPU belongs to the machine, not to a target.
-        own = LABELS_BY_METRIC[selector.metric] & set(VARIABLES)
+        own = LABELS_BY_METRIC[selector.metric] & set(VARIABLES_OF[name])
         of_gpu = {"target"} if "gpu" in LABELS_BY_METRIC[selector.metric] else set()
         for label in own - of_gpu:
-            assert selector.matchers[label] == ("Re", f"${label}"), panel["title"]
+            assert selector.matchers[label] == ("Re", f"${label}")
 
 
 @pytest.mark.parametrize(("panel", "target"), TARGETS)
@@ -236,15 +258,19 @@ def test_no_panel_averages_over_engines() -> None:
             assert not re.search(r"\bavg\b", target["expr"])
 
 
-@pytest.mark.parametrize("annotation", DASHBOARD["annotations"]["list"], ids=lambda a: a["name"])
+@pytest.mark.parametrize(
+    "annotation",
+    [annotation for board in BOARDS.values() for annotation in board["annotations"]["list"]],
+    ids=lambda a: a["name"],
+)
 def test_an_annotation_asks_for_what_exists(annotation: dict[str, Any]) -> None:
     assert faults(promql(annotation["expr"])) == []
     assert set(re.findall(r"\{\{(\w+)\}\}", annotation["titleFormat"])) <= KNOWN_LABELS
 
 
 def test_links_lead_to_sections_that_exist() -> None:
-    links = [link["url"] for holder in (DASHBOARD, *PANELS) for link in holder["links"]]
-    anchors = {url.partition("#")[2] for url in links} - {""}
+    links = [link["url"] for holder in (*BOARDS.values(), *PANELS) for link in holder["links"]]
+    anchors = {url.partition("#")[2] for url in links if "/alerts.md" in url} - {""}
     headings = {name.lower() for name in re.findall(r"^## (\w+)$", RUNBOOK, re.MULTILINE)}
     assert anchors
     assert anchors <= headings

@@ -3,10 +3,12 @@
 import asyncio
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from urllib.parse import urlsplit
 
 import structlog
@@ -17,12 +19,15 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 
 from vllm_capacity.compare.fleet import FleetAssessment, TargetAssessment
 from vllm_capacity.compare.gpu_attribution import attribute_gpus
+from vllm_capacity.compare.gpu_watch import GpuWatch
+from vllm_capacity.deployment import gpu_of_reading
 from vllm_capacity.errors import Fault, SettingsError
 from vllm_capacity.export.collector import CapacityCollector
 from vllm_capacity.export.web import web_application
 from vllm_capacity.gpu_monitor import GpuMonitor
 from vllm_capacity.monitor import Monitor
 from vllm_capacity.observe.gpu_reading import GpuReading
+from vllm_capacity.predict import Gpu
 from vllm_capacity.process_watch import ProcessWatch
 from vllm_capacity.settings import Settings
 from vllm_capacity.sources.log_follower import LogFollower
@@ -55,6 +60,7 @@ class Daemon:
         self._monitors: list[Monitor] = []
         self._processes: list[ProcessWatch] = []
         self._gpus: GpuMonitor | None = None
+        self._gpu_watch = GpuWatch()
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT; then stop the schedule, finish, and close everything.
@@ -82,7 +88,18 @@ class Daemon:
         if gpus is not None:
             targets = [replace(t, health={**t.health, "nvml": gpus.health}) for t in targets]
             targets = self._attributed(targets, gpus.readings)
-        return FleetAssessment(targets=tuple(targets), gpus=() if gpus is None else gpus.readings)
+        return self._gpu_watch.assessed(targets, () if gpus is None else gpus.readings)
+
+    async def _collect_gpus(self, gpus: GpuMonitor) -> None:
+        await gpus.collect()
+        self._gpu_watch.record(time.monotonic(), self.published())
+
+    def _gpu_of(self, target: str) -> Gpu | None:
+        """The GPU or MIG instance that the target is on; the first GPU where that is not known."""
+        device = self._gpu_watch.device_of(target)
+        if device is not None:
+            return gpu_of_reading(*device)
+        return None if self._gpus is None else self._gpus.first_gpu()
 
     def _attributed(
         self, targets: list[TargetAssessment], readings: tuple[GpuReading, ...]
@@ -129,7 +146,7 @@ class Daemon:
                 ),
                 read_config=_read_config,
                 start_up=_start_up(target, stack),
-                gpu=lambda: None if self._gpus is None else self._gpus.first_gpu(),
+                gpu=partial(self._gpu_of, target.name or _host_and_port(target.url)),
                 expiry_seconds=settings.expiry,
             )
             for target in targets
@@ -145,7 +162,7 @@ class Daemon:
         )
         scheduler.add_listener(_log_crash, EVENT_JOB_ERROR)
         if self._gpus is not None:
-            _every(scheduler, interval, self._gpus.collect)
+            _every(scheduler, interval, partial(self._collect_gpus, self._gpus))
         for watch in self._processes:
             _every(scheduler, interval, watch.collect)
         for monitor in self._monitors:

@@ -11,7 +11,7 @@ from typing import Any
 from vllm_capacity.compare.fleet import PredictionStatus
 from vllm_capacity.compare.headroom import Limits
 from vllm_capacity.errors import EngineArgsError, ModelConfigError
-from vllm_capacity.observe.gpu_reading import GpuReading
+from vllm_capacity.observe.gpu_reading import GpuReading, MigInstance
 from vllm_capacity.predict import (
     Deployment,
     EngineArgs,
@@ -88,11 +88,18 @@ def predict_deployment(facts: DeploymentFacts) -> PredictionStatus:
         if mismatch is not None:
             return PredictionStatus(prediction=None, reason="bad_config", message=mismatch)
         prediction = _with_layout(predict(deployment), deployment, facts.cache_config)
+        uncalibrated = (
+            None
+            if deployment.calibration is None
+            else predict(replace(deployment, calibration=None))
+        )
     except ModelConfigError as error:
         return PredictionStatus(prediction=None, reason="bad_config", message=str(error))
     except EngineArgsError as error:
         return PredictionStatus(prediction=None, reason="bad_arguments", message=str(error))
-    return PredictionStatus(prediction=prediction, **_verdict(prediction))
+    return PredictionStatus(
+        prediction=prediction, uncalibrated=uncalibrated, **_verdict(prediction)
+    )
 
 
 def _with_layout(
@@ -172,16 +179,22 @@ def _engine_args(facts: DeploymentFacts) -> EngineArgs:
     return facts.given_args.merged_over(declared)
 
 
-def gpu_of_reading(reading: GpuReading) -> Gpu | None:
-    """The GPU that NVML read, as the predictor wants it; None if its memory is unknown."""
-    if reading.total_bytes is None:
+def gpu_of_reading(reading: GpuReading, instance: MigInstance | None = None) -> Gpu | None:
+    """The GPU that NVML read, as the predictor wants it; None if its memory is unknown.
+
+    Args:
+        reading: of the whole GPU.
+        instance: the part of it that an engine runs on, if it is divided.
+    """
+    space = reading if instance is None else instance
+    if space.total_bytes is None:
         return None
     capability = reading.compute_capability
     return Gpu(
         name=reading.name,
         compute_capability=None if capability is None else f"{capability[0]}.{capability[1]}",
         # CUDA reports what the driver leaves.
-        total_memory_bytes=Bytes(reading.total_bytes - (reading.reserved_bytes or 0)),
+        total_memory_bytes=Bytes(space.total_bytes - (space.reserved_bytes or 0)),
     )
 
 

@@ -174,6 +174,7 @@ class Monitor:
         watch = self._watches.setdefault("log", self._watch("log"))
         if await watch.attempt(lambda: asyncio.to_thread(start_up.read)):
             self._facts = replace(self._facts, calibration=start_up.calibration)
+            self._published = replace(self._published, measured=start_up.measured)
         self._publish()
 
     async def _collect_page(self) -> None:

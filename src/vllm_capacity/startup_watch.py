@@ -4,7 +4,8 @@ from typing import Protocol
 
 from vllm_capacity.calibrate import calibration_from
 from vllm_capacity.errors import InputError
-from vllm_capacity.observe.startup_log import StartupLogReader
+from vllm_capacity.observe.measured_memory import MeasuredMemory, measured_memory
+from vllm_capacity.observe.startup_log import StartupLog, StartupLogReader
 from vllm_capacity.predict.memory.calibration import Calibration
 
 #: One reading is bounded, so that a backlog is caught up with over several collections.
@@ -30,6 +31,7 @@ class StartupWatch:
         self._log = log
         self._reader = StartupLogReader()
         self.calibration: Calibration | None = None
+        self.measured: MeasuredMemory | None = None
 
     def read(self) -> bool:
         """Read what is new; whether what is known of the start-up has changed.
@@ -40,13 +42,14 @@ class StartupWatch:
         lines = self._log.read(_BYTES_PER_COLLECTION)
         for line in lines:
             self._reader.feed(line)
-        known = self.calibration
+        known = (self.calibration, self.measured)
         if lines:
-            self.calibration = self._read()
-        return self.calibration != known
+            startup = self._reader.result()
+            self.calibration, self.measured = self._calibration(startup), measured_memory(startup)
+        return (self.calibration, self.measured) != known
 
-    def _read(self) -> Calibration | None:
+    def _calibration(self, startup: StartupLog) -> Calibration | None:
         try:
-            return calibration_from(self._reader.result(), self._log.path)
+            return calibration_from(startup, self._log.path)
         except InputError:
             return None  # nothing measured yet

@@ -166,3 +166,24 @@ def test_both_names_of_one_metric_on_a_page_count_once() -> None:
 def test_every_expected_metric_has_a_reading() -> None:
     names = {reading_of(name) or reading_of(f"{name}_sum") for name in EXPECTED_METRICS}
     assert None not in names
+
+
+@pytest.mark.parametrize(
+    ("awake", "offloaded", "discarded", "state", "asleep"),
+    [
+        (1, 0, 0, "awake", False),
+        (0, 1, 0, "weights_offloaded", True),
+        (0, 0, 1, "discard_all", True),
+        (0, 0, 0, None, False),  # level 0: only its scheduling pauses
+    ],
+)
+def test_an_engine_says_how_deep_it_sleeps(
+    awake: int, offloaded: int, discarded: int, state: str | None, asleep: bool
+) -> None:
+    states = {"awake": awake, "weights_offloaded": offloaded, "discard_all": discarded}
+    text = "".join(
+        f'vllm:engine_sleep_state{{engine="0",sleep_state="{name}"}} {value}\n'
+        for name, value in states.items()
+    )
+    engine = engine_of(text)
+    assert (engine.sleep_state, engine.is_asleep) == (state, asleep)

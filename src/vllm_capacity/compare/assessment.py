@@ -45,6 +45,8 @@ class EngineAssessment:
         errors: by quantity.
         restarts: of the engine, seen by this assessor.
         occupancy_reason: why ``occupancy`` is unknown; None where it is known.
+        gpu_memory_headroom_ratio: share of its fullest GPU that nobody holds, 0–1; None where its
+            GPUs are not known.
     """
 
     snapshot: EngineSnapshot
@@ -66,6 +68,7 @@ class EngineAssessment:
     errors: Mapping[str, PredictionError]
     restarts: int = 0
     occupancy_reason: str | None = None
+    gpu_memory_headroom_ratio: float | None = None
 
     @property
     def predicted_used_blocks(self) -> float | None:

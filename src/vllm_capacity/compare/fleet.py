@@ -5,7 +5,9 @@ from dataclasses import dataclass, field, replace
 
 from vllm_capacity.compare.assessment import EngineAssessment
 from vllm_capacity.compare.gpu_attribution import GpuAttribution
+from vllm_capacity.compare.gpu_memory import GpuMemoryStack
 from vllm_capacity.observe.gpu_reading import GpuReading
+from vllm_capacity.observe.measured_memory import MeasuredMemory
 from vllm_capacity.predict import Prediction
 from vllm_capacity.units import Bytes
 
@@ -81,11 +83,19 @@ class PredictionStatus:
             them), "no_config", "bad_config", "bad_arguments", "unsupported", "no_memory" (neither
             a GPU nor a cache size is known), "does_not_fit" (vLLM would refuse to start).
         message: the same in a sentence, with what to do.
+        uncalibrated: the prediction that no start-up log went into, where one went into
+            ``prediction``; a log's terms are graded by it alone.
     """
 
     prediction: Prediction | None
     reason: str
     message: str
+    uncalibrated: Prediction | None = None
+
+    @property
+    def unaided(self) -> Prediction | None:
+        """The prediction that no measurement went into."""
+        return self.prediction if self.uncalibrated is None else self.uncalibrated
 
     @property
     def supported(self) -> bool:
@@ -106,6 +116,7 @@ class TargetAssessment:
         response_bytes: size of the last page.
         metric_present: by expected metric, whether it was on the last page; empty without a page.
         health: by source ("vllm", "config", "nvml"); a source that is switched off is not there.
+        measured: what its log says that its last start-up measured; None without one.
         gpus: of this host's GPUs and MIG instances, what is the target's; empty without NVML.
     """
 
@@ -117,6 +128,7 @@ class TargetAssessment:
     response_bytes: Bytes | None = None
     metric_present: Mapping[str, bool] = field(default_factory=dict)
     health: Mapping[str, SourceHealth] = field(default_factory=dict)
+    measured: MeasuredMemory | None = None
     gpus: tuple[GpuAttribution, ...] = ()
 
 
@@ -127,7 +139,9 @@ class FleetAssessment:
     Attributes:
         targets: in the order in which they were configured.
         gpus: what NVML says of this host's GPUs; empty where it says nothing.
+        gpu_memory: where their memory goes; one a GPU or MIG instance.
     """
 
     targets: tuple[TargetAssessment, ...]
     gpus: tuple[GpuReading, ...] = ()
+    gpu_memory: tuple[GpuMemoryStack, ...] = ()

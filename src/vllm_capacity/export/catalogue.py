@@ -13,8 +13,9 @@ from vllm_capacity.export.engine_metrics import (
     PREDICTION,
     WORKLOAD,
 )
+from vllm_capacity.export.gpu_metrics import ATTRIBUTION, GPU, GPU_MEMORY
 from vllm_capacity.export.metric import Metric
-from vllm_capacity.export.target_metrics import ATTRIBUTION, BUDGET, EXPORTER, GPU, SOURCES
+from vllm_capacity.export.target_metrics import BUDGET, EXPORTER, SOURCES
 
 CATALOGUE: tuple[Metric, ...] = (
     *CAPACITY,
@@ -26,6 +27,7 @@ CATALOGUE: tuple[Metric, ...] = (
     *PREDICTION,
     *BUDGET,
     *GPU,
+    *GPU_MEMORY,
     *ATTRIBUTION,
     *SOURCES,
     *EXPORTER,

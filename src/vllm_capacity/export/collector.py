@@ -89,6 +89,9 @@ class CapacityCollector(Collector):
             "target": targets,
             "engine": engines,
             "gpu": gpus,
+            "gpu_memory": [
+                ((str(one.gpu), one.gpu_uuid, one.mig_uuid or ""), one) for one in fleet.gpu_memory
+            ],
             "exporter": [((), self._revision)],
         }
 

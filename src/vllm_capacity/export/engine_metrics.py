@@ -295,9 +295,10 @@ OUTLOOK = (
     ),
     of_engine_by(
         "headroom_ratio",
-        "Share of a resource that nobody holds or waits for, 0 to 1.",
+        "Share of a resource that nobody holds or waits for, 0 to 1; gpu_memory: of the engine's "
+        "fullest GPU.",
         "resource",
-        lambda a: dict(a.outlook.headroom_ratio),
+        lambda a: {**a.outlook.headroom_ratio, "gpu_memory": a.gpu_memory_headroom_ratio},
     ),
     of_engine_by(
         "binding_limit",
@@ -377,6 +378,13 @@ PREDICTION = (
         "measured - predicted, in blocks.",
         "quantity",
         lambda a: _error(a, ("kv_cache_blocks", "kv_cache_used_blocks")),
+    ),
+    of_engine_by(
+        "prediction_error_bytes",
+        "measured - predicted of a GPU's memory, in bytes; measured as the start-up log says, "
+        "predicted without it.",
+        "quantity",
+        lambda a: _error(a, ("weights", "activation_peak", "non_torch", "cuda_graph")),
     ),
     of_engine_by(
         "prediction_error_tokens",

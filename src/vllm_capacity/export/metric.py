@@ -10,13 +10,14 @@ from vllm_capacity.compare.fleet import TargetAssessment
 PREFIX = "vllm_capacity_"
 
 Kind = Literal["gauge", "counter", "histogram"]
-Scope = Literal["engine", "target", "gpu", "exporter"]
+Scope = Literal["engine", "target", "gpu", "gpu_memory", "exporter"]
 Values = Mapping[tuple[str, ...], float | None]
 
 SCOPE_LABELS: Mapping[Scope, tuple[str, ...]] = {
     "engine": ("model_name", "engine"),
     "target": (),
     "gpu": ("gpu", "gpu_uuid"),
+    "gpu_memory": ("gpu", "gpu_uuid", "mig_uuid"),
     "exporter": (),
 }
 
@@ -30,8 +31,9 @@ class Metric:
         help: what it means and in which unit.
         labels: beside those of its scope.
         scope: what one series is about.
-        read: values by label values, from an EngineAssessment, a TargetAssessment or a GpuReading;
-            of a histogram, the SourceHealth that holds its counts; of the exporter, its revision.
+        read: values by label values, from an EngineAssessment, a TargetAssessment, a GpuReading
+            or a GpuMemoryStack; of a histogram, the SourceHealth that holds its counts; of the
+            exporter, its revision.
         kind: Prometheus's type.
     """
 

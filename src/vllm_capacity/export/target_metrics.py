@@ -1,4 +1,4 @@
-"""Metrics of one target, of this host's GPUs, and of the exporter itself."""
+"""Metrics of one target and of the exporter itself."""
 
 import platform
 from collections.abc import Callable
@@ -6,7 +6,6 @@ from collections.abc import Callable
 from vllm_capacity import __version__
 from vllm_capacity.compare.fleet import FAILURE_REASONS, SourceHealth, TargetAssessment
 from vllm_capacity.export.metric import PREFIX, Metric, Values, of_target, of_target_by
-from vllm_capacity.observe.gpu_reading import GpuReading
 from vllm_capacity.predict import MemoryBudget, Prediction
 
 
@@ -99,35 +98,6 @@ BUDGET = (
         ("calculator_version", "architecture", "kv_dtype", "tensor_parallel_size"),
         "target",
         _prediction_info,
-    ),
-)
-
-
-def _gpu(name: str, help_text: str, read: Callable[[GpuReading], float | None]) -> Metric:
-    return Metric(PREFIX + name, help_text, (), "gpu", lambda gpu: {(): read(gpu)})
-
-
-GPU = (
-    _gpu("gpu_memory_total_bytes", "GPU memory, by NVML.", lambda g: g.total_bytes),
-    _gpu("gpu_memory_used_bytes", "GPU memory in use by anyone, by NVML.", lambda g: g.used_bytes),
-    _gpu("gpu_memory_free_bytes", "GPU memory free, by NVML.", lambda g: g.free_bytes),
-    _gpu(
-        "gpu_memory_reserved_bytes",
-        "GPU memory that the driver keeps for itself, by NVML.",
-        lambda g: g.reserved_bytes,
-    ),
-)
-
-
-ATTRIBUTION = (
-    Metric(
-        PREFIX + "gpu_memory_attribution_info",
-        "How a GPU's memory was told apart for the target: pid, cgroup, exclusive or none; 1.",
-        ("gpu", "gpu_uuid", "mig_uuid", "method"),
-        "target",
-        lambda t: {
-            (str(one.gpu), one.gpu_uuid, one.mig_uuid or "", one.method): 1.0 for one in t.gpus
-        },
     ),
 )
 

@@ -96,6 +96,8 @@ class EngineSnapshot:
         request_seconds: end-to-end latency of finished requests, without buckets.
         request_params_n: samples asked for by finished requests, without buckets.
         steps: engine steps that gave output.
+        sleep_state: "awake", "weights_offloaded" (level 1) or "discard_all" (level 2); None before
+            vLLM 0.11.
         server: totals of the server that the engines of the page share; None where an engine
             does not say how long its requests took.
     """
@@ -132,7 +134,16 @@ class EngineSnapshot:
     request_seconds: Histogram | None = None
     request_params_n: Histogram | None = None
     steps: float | None = None
+    sleep_state: str | None = None
     server: ServerTotals | None = None
+
+    @property
+    def is_asleep(self) -> bool:
+        """Whether weights and KV cache are off the GPU, at either level of sleep.
+
+        Source: vLLM 0.32 ``device_allocator/cumem.py``, ``CuMemAllocator.sleep``.
+        """
+        return self.sleep_state in {"weights_offloaded", "discard_all"}
 
     @property
     def free_blocks(self) -> Blocks | None:
@@ -166,6 +177,7 @@ class _Readings:
     by_source: dict[str, float] = field(default_factory=dict)
     buckets: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     cache_config: Mapping[str, str] = field(default_factory=dict)
+    sleep_state: str | None = None
 
     def integer(self, name: str) -> int | None:
         value = self.values.get(name)
@@ -242,6 +254,9 @@ def _add(readings: _Readings, reading: str, labels: Mapping[str, str], value: fl
     readings.model_name = readings.model_name or labels.get("model_name")
     if reading == "cache_config":
         readings.cache_config = labels
+    elif reading == "sleep_state":
+        if value == 1:
+            readings.sleep_state = labels.get("sleep_state")
     elif reading == "waiting_by_reason":
         readings.by_reason[labels.get("reason", "unknown")] = value
     elif reading == "prompt_tokens_by_source":
@@ -318,6 +333,7 @@ def _snapshot(  # noqa: PLR0917
         request_seconds=readings.histogram("request_seconds"),
         request_params_n=readings.histogram("request_params_n"),
         steps=values.get("step_tokens_count"),
+        sleep_state=readings.sleep_state,
         server=server,
     )
 

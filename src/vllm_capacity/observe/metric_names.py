@@ -18,6 +18,7 @@ _GAUGES = {
     "kv_cache_usage_ratio": ("kv_cache_usage_perc", "gpu_cache_usage_perc"),
     "cpu_cache_usage_ratio": ("cpu_cache_usage_perc",),
     "cache_config": ("cache_config_info",),
+    "sleep_state": ("engine_sleep_state",),
 }
 _COUNTERS = {
     "prompt_tokens": ("prompt_tokens",),

@@ -49,6 +49,8 @@ class RankStartup:
         consumed_bytes: weights and all else that stays (printed since 0.28).
         non_kv_cache_bytes: all that the profiling run found to be needed beside the KV cache.
         cuda_graph_estimate_bytes: what vLLM expected capturing to take.
+        free_memory_bytes: of the device at the engine's first look: its CUDA context and
+            communicators stand, its model does not.
         lines: number of the line of each field.
         uncertainty_bytes: by field, how far the printed number may be from the true one.
     """
@@ -64,6 +66,7 @@ class RankStartup:
     consumed_bytes: Bytes | None = None
     non_kv_cache_bytes: Bytes | None = None
     cuda_graph_estimate_bytes: Bytes | None = None
+    free_memory_bytes: Bytes | None = None
     lines: Mapping[str, int] = field(default_factory=dict)
     uncertainty_bytes: Mapping[str, int] = field(default_factory=dict)
 

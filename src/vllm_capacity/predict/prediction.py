@@ -92,6 +92,7 @@ class Prediction:
         reason: one sentence why not.
         weights_bytes: of every rank, ordered by (pp_rank, tp_rank).
         budget: of the tightest rank; None without a GPU.
+        budgets: of every rank, ordered likewise; empty without a GPU.
         plans: one per asked number, or one for what the deployment itself says or leaves.
         bytes_per_token: KV bytes per token of a long request, per rank.
         layout: what running requests hold; known where no plan can be made, too, even if for that
@@ -103,6 +104,7 @@ class Prediction:
     resolved: ResolvedArgs | None = None
     weights_bytes: tuple[Bytes, ...] | None = None
     budget: MemoryBudget | None = None
+    budgets: tuple[MemoryBudget, ...] = ()
     plans: tuple[KVCachePlan, ...] = ()
     bytes_per_token: tuple[Bytes, ...] | None = None
     layout: KVCacheLayout | None = None
@@ -192,6 +194,7 @@ class _Prediction:
             resolved=self.resolved,
             weights_bytes=weights,
             budget=_tightest(budgets, planner),
+            budgets=tuple(budgets or ()),
             plans=plans,
             bytes_per_token=None if planner is None else planner.bytes_per_token(),
         )
