@@ -61,21 +61,6 @@ class MigInstance:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MigInstance:
-    """A part of a GPU with memory of its own. None stands for what the driver does not tell."""
-
-    uuid: str
-    profile: str | None
-    gpu_instance_id: int | None
-    compute_instance_id: int | None
-    total_bytes: Bytes | None
-    used_bytes: Bytes | None
-    free_bytes: Bytes | None
-    reserved_bytes: Bytes | None
-    processes: tuple[GpuProcess, ...] | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class GpuReading:
     """One GPU at one moment. None stands for what the driver does not tell.
 
