@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from vllm_capacity.compare.assessment import EngineAssessment
+from vllm_capacity.compare.started_with import StartedWith
 from vllm_capacity.observe.gpu_reading import GpuReading
+from vllm_capacity.observe.measured_memory import MeasuredMemory
 from vllm_capacity.predict import Prediction
 from vllm_capacity.units import Bytes
 
@@ -80,11 +82,14 @@ class PredictionStatus:
             them), "no_config", "bad_config", "bad_arguments", "unsupported", "no_memory" (neither
             a GPU nor a cache size is known), "does_not_fit" (vLLM would refuse to start).
         message: the same in a sentence, with what to do.
+        uncalibrated: the prediction that no start-up log went into, where one went into
+            ``prediction``; a log's terms are graded by it alone.
     """
 
     prediction: Prediction | None
     reason: str
     message: str
+    uncalibrated: Prediction | None = None
 
     @property
     def supported(self) -> bool:
@@ -105,6 +110,8 @@ class TargetAssessment:
         response_bytes: size of the last page.
         metric_present: by expected metric, whether it was on the last page; empty without a page.
         health: by source ("vllm", "config", "nvml"); a source that is switched off is not there.
+        started_with: what each source tells of its arguments.
+        measured: what its log says that its last start-up measured; None without one.
     """
 
     target: str
@@ -115,6 +122,8 @@ class TargetAssessment:
     response_bytes: Bytes | None = None
     metric_present: Mapping[str, bool] = field(default_factory=dict)
     health: Mapping[str, SourceHealth] = field(default_factory=dict)
+    started_with: StartedWith = field(default_factory=StartedWith)
+    measured: MeasuredMemory | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

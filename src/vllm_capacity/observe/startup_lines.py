@@ -23,7 +23,7 @@ _INT = r"(\d{1,15}|\d{1,3}(?:,\d{3}){1,5})"
 SMALLEST_IS_TIGHTEST = frozenset(
     {
         *("total_memory_bytes", "requested_memory_bytes", "kv_cache_bytes"),
-        *("kv_cache_size_tokens", "num_gpu_blocks", "max_concurrency"),
+        *("free_memory_bytes", "kv_cache_size_tokens", "num_gpu_blocks", "max_concurrency"),
     }
 )
 #: What each rank measures for itself.
@@ -31,6 +31,7 @@ RANK_FIELDS = (
     *("weights_bytes", "activation_peak_bytes", "non_torch_bytes", "cuda_graph_bytes"),
     *("total_memory_bytes", "requested_memory_bytes", "kv_cache_bytes"),
     *("consumed_bytes", "non_kv_cache_bytes", "cuda_graph_estimate_bytes"),
+    "free_memory_bytes",
 )
 
 Kind = Literal["gib", "int", "float", "text"]
@@ -148,8 +149,9 @@ _MEMORY = (
         "Free memory on device",
         rf"Free memory on device(?: [\w:]{{1,40}})? \({_N}/{_N} GiB\) on startup\. "
         rf"Desired GPU memory utilization is \({_N}, {_N} GiB\)",
-        *("", "total_memory_bytes", "", "requested_memory_bytes"),
+        *("free_memory_bytes", "total_memory_bytes", "", "requested_memory_bytes"),
     ),
+    _rank("Initial free", rf"Initial free memory:? {_N} GiB", "free_memory_bytes"),
     _rank(
         "Requested memory",
         rf"Requested memory: {_N} \(util\), {_N} GiB",
