@@ -64,7 +64,7 @@ def test_every_link_between_pages_leads_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_every_flag_that_a_page_gives_our_command_exists(page: Path) -> None:
-    from vllm_capacity.predict.engine_args import ENGINE_FLAGS
+    from vllm_capacity.predict.engine_flags import ENGINE_FLAGS
 
     known = {f"--{setting.name}" for setting in SETTINGS}
     known |= {f"--no-{setting.name}" for setting in SETTINGS if not setting.metavar}

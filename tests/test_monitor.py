@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
+from structlog.testing import capture_logs
 
 from vllm_capacity.errors import SourceError
 from vllm_capacity.monitor import Monitor
-from vllm_capacity.predict import gpu_named
+from vllm_capacity.predict import EngineArgs, gpu_named
 from vllm_capacity.sources.log_follower import LogFollower
 from vllm_capacity.sources.model_files import ModelFiles, read_model_config
 from vllm_capacity.sources.vllm_http import ServedModel
@@ -61,12 +62,14 @@ class Watched:
 
     def __init__(self, *, log: Path | None = None, **settings: str) -> None:
         self.engine, self.clock = FakeEngine(), Clock()
+        self.command_lines: list[list[str]] = []
         self.monitor = Monitor(
             "engine:8000",
             TargetSettings(url=self.engine.url, **settings),  # type: ignore[arg-type]
             engine=self.engine,
             read_config=read_model_config,
             start_up=None if log is None else StartupWatch(LogFollower(str(log))),
+            command_lines=lambda: self.command_lines,
             expiry_seconds=30.0,
             monotonic=self.clock,
             wall=self.clock,
@@ -324,3 +327,30 @@ def test_a_restart_in_the_log_begins_a_new_profile(tmp_path: Path) -> None:
         file.write(START_UP.replace("5.0 GiB", "6.0 GiB"))
     watched.collect()
     assert _terms(watched)[0] == 6 << 30
+
+
+def test_sources_that_disagree_are_told_once_and_published(tmp_path: Path) -> None:
+    log = tmp_path / "vllm.log"
+    log.write_text(START_UP)
+    watched = Watched(log=log, engine_args=EngineArgs(max_model_len=512))  # type: ignore[arg-type]
+    with capture_logs() as lines:
+        watched.collect()
+        watched.collect()
+    said = [line for line in lines if "disagree" in line["event"]]
+    assert [(line["argument"], line["value"], line["denied_value"]) for line in said] == [
+        ("max_model_len", "512", "1024")
+    ]
+    [denial] = watched.monitor.current().started_with.denials()
+    assert (denial.source, denial.denied_by) == ("flag", "log")
+
+
+def test_the_command_line_of_the_engine_s_process_tells_arguments() -> None:
+    watched = Watched()
+    watched.command_lines = [["vllm", "serve", "m", "--max-num-seqs", "96"]]
+    watched.collect()
+    [engine] = watched.monitor.current().engines
+    assert engine.limits.max_num_seqs == 96
+    assert engine.limits.origins["max_num_seqs"] == "process"
+    watched.command_lines = []
+    watched.collect()
+    assert watched.monitor.current().engines[0].limits.max_num_seqs is None

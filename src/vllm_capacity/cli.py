@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from vllm_capacity.errors import CapacityError, InputError
+from vllm_capacity.secrecy import without_secrets
 
 COMMANDS = {
     "serve": "watch vLLM servers and serve their capacity to Prometheus",
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain(error)
         return 2
     except CapacityError as error:
-        print(f"vllm-capacity: {error}", file=sys.stderr)
+        print(f"vllm-capacity: {without_secrets(str(error))}", file=sys.stderr)
         return 1
     except BrokenPipeError:  # the reader of our output went away
         sys.stderr.close()
@@ -51,7 +52,7 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+        self.exit(2, f"{self.prog}: {without_secrets(message)}; see {self.prog} --help\n")
 
 
 class _Version(argparse.Action):

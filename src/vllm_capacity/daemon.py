@@ -101,6 +101,11 @@ class Daemon:
             return gpu_of_reading(*device)
         return None if self._gpus is None else self._gpus.first_gpu()
 
+    def _command_lines(self, target: str) -> list[tuple[str, ...]]:
+        """Those of the target's processes, as far as they are seen."""
+        hosts = [watch.host for watch in self._processes if watch.name == target]
+        return [one.arguments for host in hosts if host for one in host.processes]
+
     def _attributed(
         self, targets: list[TargetAssessment], readings: tuple[GpuReading, ...]
     ) -> list[TargetAssessment]:
@@ -147,6 +152,9 @@ class Daemon:
                 read_config=_read_config,
                 start_up=_start_up(target, stack),
                 gpu=partial(self._gpu_of, target.name or _host_and_port(target.url)),
+                command_lines=partial(
+                    self._command_lines, target.name or _host_and_port(target.url)
+                ),
                 expiry_seconds=settings.expiry,
             )
             for target in targets

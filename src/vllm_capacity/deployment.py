@@ -10,6 +10,7 @@ from typing import Any
 
 from vllm_capacity.compare.fleet import PredictionStatus
 from vllm_capacity.compare.headroom import Limits
+from vllm_capacity.compare.started_with import ArgumentSource, StartedWith
 from vllm_capacity.errors import EngineArgsError, ModelConfigError
 from vllm_capacity.observe.gpu_reading import GpuReading, MigInstance
 from vllm_capacity.predict import (
@@ -42,6 +43,8 @@ class DeploymentFacts:
         config_source: where it was read, for messages.
         checkpoint_bytes: of the tensors beside it; None if not at hand.
         given_args: arguments given to us by flag or file.
+        log_args: arguments that the start-up log tells; None without one.
+        process_args: arguments on the command line of the engine's process; None if not visible.
         cache_config: labels of ``vllm:cache_config_info``.
         max_model_len: as ``/v1/models`` says.
         vllm_version: as given, or as ``/version`` says.
@@ -56,6 +59,8 @@ class DeploymentFacts:
     config_source: str = "config.json"
     checkpoint_bytes: Bytes | None = None
     given_args: EngineArgs
+    log_args: EngineArgs | None = None
+    process_args: EngineArgs | None = None
     cache_config: Mapping[str, str] = field(default_factory=dict)
     max_model_len: int | None = None
     vllm_version: VllmVersion | None = None
@@ -78,7 +83,7 @@ def predict_deployment(facts: DeploymentFacts) -> PredictionStatus:
         )
         deployment = Deployment(
             model=model,
-            engine_args=_engine_args(facts),
+            engine_args=started_with(facts).engine_args,
             gpu=facts.gpu or facts.nvml_gpu,
             vllm_version=facts.vllm_version,
         )
@@ -153,8 +158,8 @@ def _verdict(prediction: Prediction) -> dict[str, str]:
 
 
 def limits_of(facts: DeploymentFacts, status: PredictionStatus) -> Limits:
-    """Limits of the engine: as its API says, else as given, else as vLLM would choose."""
-    given = {name: getattr(facts.given_args, name, None) for name in _LIMITS}
+    """Limits of the engine: as its API says, else as it was started, else as vLLM would choose."""
+    known = started_with_at_least(facts)
     served = {"max_model_len": facts.max_model_len}
     resolved = None if status.prediction is None else status.prediction.resolved
     values: dict[str, int | None] = {}
@@ -162,21 +167,41 @@ def limits_of(facts: DeploymentFacts, status: PredictionStatus) -> Limits:
     for name in _LIMITS:
         for origin, value in (
             ("api", served.get(name)),
-            ("flag", given[name]),
+            (known.source_of(name), getattr(known.engine_args, name)),
             ("predicted", getattr(resolved, name, None)),
         ):
-            if value is not None and value > 0:
+            if origin is not None and value is not None and value > 0:
                 values[name], origins[name] = value, origin
                 break
     return Limits(**values, origins=origins)
 
 
-def _engine_args(facts: DeploymentFacts) -> EngineArgs:
-    declared = EngineArgs.declared_in_cache_config(facts.cache_config)
-    if facts.max_model_len is not None:
-        served = EngineArgs.from_mapping({"max_model_len": facts.max_model_len})
-        declared = served.merged_over(declared)
-    return facts.given_args.merged_over(declared)
+def started_with(facts: DeploymentFacts) -> StartedWith:
+    """What each source tells of the engine's arguments.
+
+    Raises:
+        EngineArgsError: a label of ``vllm:cache_config_info`` is none of vLLM's.
+    """
+    return _told(facts, metrics=EngineArgs.declared_in_cache_config(facts.cache_config))
+
+
+def started_with_at_least(facts: DeploymentFacts) -> StartedWith:
+    """The same, without labels that cannot be read."""
+    try:
+        return started_with(facts)
+    except EngineArgsError:
+        return _told(facts, metrics=None)
+
+
+def _told(facts: DeploymentFacts, *, metrics: EngineArgs | None) -> StartedWith:
+    told: dict[ArgumentSource, EngineArgs | None] = {
+        "flag": facts.given_args,
+        "log": facts.log_args,
+        "process": facts.process_args,
+        "metrics": metrics,
+        "api": EngineArgs.as_told({"max_model_len": facts.max_model_len}),
+    }
+    return StartedWith(sources={source: args for source, args in told.items() if args is not None})
 
 
 def gpu_of_reading(reading: GpuReading, instance: MigInstance | None = None) -> Gpu | None:

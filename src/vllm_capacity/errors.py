@@ -15,6 +15,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from vllm_capacity.secrecy import HIDDEN, is_secret_name, without_secrets
+
 
 @dataclass(frozen=True, slots=True)
 class Fault:
@@ -22,7 +24,7 @@ class Fault:
 
     Attributes:
         key: path to the value, as in ``text_config.num_attention_heads``.
-        value: what stands there; None where nothing does.
+        value: what stands there; None where nothing does, ``HIDDEN`` where it may be a secret.
         problem: what is wrong and what to do, in one sentence.
     """
 
@@ -31,7 +33,9 @@ class Fault:
     problem: str
 
     def __str__(self) -> str:
-        return f"{self.key}: {self.problem} (got {_shortened(self.value)})"
+        is_secret = is_secret_name(self.key.rpartition(".")[2])
+        shown = HIDDEN if is_secret and self.value is not None else _shortened(self.value)
+        return f"{without_secrets(self.key)}: {without_secrets(self.problem)} (got {shown})"
 
 
 class CapacityError(Exception):
@@ -86,11 +90,11 @@ class SourceError(CapacityError):
 
     def __init__(self, reason: str, message: str) -> None:
         self.reason = reason
-        super().__init__(message)
+        super().__init__(without_secrets(message))
 
 
 def _shortened(value: object, limit: int = 80) -> str:
     if value is None:
         return "nothing"
-    text = repr(value)
+    text = HIDDEN if value == HIDDEN else without_secrets(repr(value))
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -5,6 +5,8 @@ import sys
 
 import structlog
 
+from vllm_capacity.secrecy import without_secrets
+
 _LEVELS = {
     "debug": logging.DEBUG,
     "info": logging.INFO,
@@ -19,19 +21,31 @@ def configure_logs(level: str, form: str) -> None:
     logging.getLogger("apscheduler").disabled = True
     logging.getLogger("apscheduler.scheduler").disabled = True
     logging.getLogger("apscheduler.executors.default").disabled = True
-    rendering: list[structlog.typing.Processor] = (
-        [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    renderer: structlog.typing.Processor = (
+        structlog.processors.JSONRenderer()
         if form == "json"
-        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     )
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            *rendering,
+            structlog.processors.format_exc_info,
+            _hide_secrets,
+            renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
         logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
+
+
+def _hide_secrets(
+    _: object, __: str, line: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """The last thing that happens to a line: what others wrote may hold what none may read."""
+    return {
+        key: without_secrets(value) if isinstance(value, str) else value
+        for key, value in line.items()
+    }

@@ -2,16 +2,23 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
 from vllm_capacity.compare.assessment import EngineAssessment, EngineAssessor
 from vllm_capacity.compare.fleet import PredictionStatus, SourceHealth, TargetAssessment
 from vllm_capacity.compare.headroom import Limits
-from vllm_capacity.deployment import DeploymentFacts, limits_of, predict_deployment, served_version
+from vllm_capacity.compare.started_with import Denial, StartedWith, told_by_log, told_by_processes
+from vllm_capacity.deployment import (
+    DeploymentFacts,
+    limits_of,
+    predict_deployment,
+    served_version,
+    started_with_at_least,
+)
 from vllm_capacity.errors import ExpositionError, SourceError
 from vllm_capacity.observe.engine_snapshot import PageSnapshot, snapshots_of_page
 from vllm_capacity.observe.exposition import ExpositionParser
@@ -23,6 +30,9 @@ from vllm_capacity.sources.vllm_http import ServedModel
 from vllm_capacity.startup_watch import StartupWatch
 from vllm_capacity.target_settings import TargetSettings
 from vllm_capacity.units import Bytes
+
+if TYPE_CHECKING:
+    from vllm_capacity.observe.startup_log import StartupLog
 
 _IDENTITY_SECONDS = 60.0
 
@@ -40,9 +50,14 @@ class EngineSource(Protocol):
 
 
 class Pipeline:
-    """Pages of one target in, assessments of its engines out; for daemon and ``replay`` alike."""
+    """Pages of one target in, assessments of its engines out; for daemon and ``replay`` alike.
+
+    Attributes:
+        started_with: what the engines of the last facts were started with, by source.
+    """
 
     def __init__(self) -> None:
+        self.started_with = StartedWith()
         self._parser = ExpositionParser(WANTED_NAMES)
         self._assessors: dict[str, EngineAssessor] = {}
         self._facts: DeploymentFacts | None = None
@@ -78,6 +93,7 @@ class Pipeline:
         """The prediction for these facts, made anew only when one of them has changed."""
         if self._prediction is None or facts != self._facts:
             status = predict_deployment(facts)
+            self.started_with = started_with_at_least(facts)
             self._facts, self._prediction = facts, (status, limits_of(facts, status))
         return self._prediction
 
@@ -91,6 +107,7 @@ class Monitor:
         engine: where its pages come from.
         read_config: reads a config.json; may block, so it is called in a thread.
         gpu: gives the host's first GPU, if any.
+        command_lines: gives those of the engine's processes that are visible, word by word.
         start_up: follows the engine's log, if there is one.
         expiry_seconds: age at which the last values are withdrawn.
         monotonic, wall: clocks.
@@ -104,6 +121,7 @@ class Monitor:
         engine: EngineSource,
         read_config: Callable[[str], ModelFiles],
         gpu: Callable[[], Gpu | None] = lambda: None,
+        command_lines: Callable[[], Iterable[Sequence[str]]] = tuple,
         start_up: StartupWatch | None = None,
         expiry_seconds: float = 30.0,
         monotonic: Callable[[], float] = time.monotonic,
@@ -112,6 +130,7 @@ class Monitor:
         self.name = name
         self._settings, self._engine = settings, engine
         self._read_config, self._gpu, self._start_up = read_config, gpu, start_up
+        self._command_lines = command_lines
         self._expiry_seconds = expiry_seconds
         self._monotonic, self._wall = monotonic, wall
         self._pipeline = Pipeline()
@@ -119,6 +138,8 @@ class Monitor:
             given_args=settings.engine_args, gpu=settings.gpu, vllm_version=settings.vllm_version
         )
         self._watches = {"vllm": self._watch("vllm")}
+        self._start_up_known: StartupLog | None = None
+        self._denials: frozenset[Denial] = frozenset()
         self._model_root: str | None = None
         self._identified_at: float | None = None
         self._taken_at: float | None = None
@@ -172,17 +193,28 @@ class Monitor:
         if start_up is None:
             return
         watch = self._watches.setdefault("log", self._watch("log"))
-        if await watch.attempt(lambda: asyncio.to_thread(start_up.read)):
-            self._facts = replace(self._facts, calibration=start_up.calibration)
-            self._published = replace(self._published, measured=start_up.measured)
+        await watch.attempt(lambda: asyncio.to_thread(start_up.read))
+        while start_up.is_behind:
+            await watch.attempt(lambda: asyncio.to_thread(start_up.read))
+        if start_up.start_up is not self._start_up_known:
+            self._adopt_start_up(start_up)
         self._publish()
+
+    def _adopt_start_up(self, watch: StartupWatch) -> None:
+        known = self._start_up_known = watch.start_up
+        told = None if known is None else told_by_log(known)
+        self._facts = replace(self._facts, calibration=watch.calibration, log_args=told)
+        self._published = replace(self._published, measured=watch.measured)
 
     async def _collect_page(self) -> None:
         page = await self._engine.metrics()
         taken_at = self._monotonic()
         snapshot = self._pipeline.read(page, taken_at_seconds=taken_at)
         self._facts = replace(
-            self._facts, cache_config=snapshot.engines[0].cache_config, nvml_gpu=self._gpu()
+            self._facts,
+            cache_config=snapshot.engines[0].cache_config,
+            nvml_gpu=self._gpu(),
+            process_args=told_by_processes(self._command_lines()),
         )
         engines = self._pipeline.assess(snapshot, self._facts)
         if self._watches["vllm"].health.up is False:  # what it said before may hold no more
@@ -230,7 +262,23 @@ class Monitor:
 
     def _publish(self) -> None:
         status, _ = self._pipeline.predicted(self._facts)
-        self._published = replace(self._published, prediction=status, health=self._health())
+        started = self._pipeline.started_with
+        if started is not self._published.started_with:
+            self._tell_denials(started)
+        self._published = replace(
+            self._published, prediction=status, health=self._health(), started_with=started
+        )
+
+    def _tell_denials(self, started: StartedWith) -> None:
+        """Say of each disagreement between sources once that there is one."""
+        denials = started.denials()
+        for denial in sorted(denials - self._denials):
+            log.warning(
+                "sources disagree on what the engine was started with",
+                target=self.name,
+                **denial._asdict(),
+            )
+        self._denials = denials
 
     def _watch(self, source: str) -> SourceWatch:
         return SourceWatch(source, target=self.name, monotonic=self._monotonic, wall=self._wall)

@@ -8,6 +8,7 @@ from typing import Any
 
 from vllm_capacity.errors import Fault, SettingsError
 from vllm_capacity.predict import VllmVersion, gpu_given
+from vllm_capacity.secrecy import HIDDEN
 from vllm_capacity.setting_values import (
     duration_seconds,
     listen_address,
@@ -247,13 +248,20 @@ def read_settings_file(path: str) -> Mapping[str, Any]:
             path, [Fault("config.file", path, f"cannot be read: {error}")]
         ) from None
     except yaml.YAMLError as error:
-        problem = " ".join(str(error).split())
-        raise SettingsError(path, [Fault("config.file", path, f"is not YAML: {problem}")]) from None
+        raise SettingsError(path, [Fault("config.file", path, _yaml_problem(error))]) from None
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise SettingsError(path, [Fault("config.file", path, "must be a mapping of settings")])
     return content
+
+
+def _yaml_problem(error: Exception) -> str:
+    """What is wrong and where, without the line itself, which may hold a secret."""
+    problem = " ".join(str(getattr(error, "problem", None) or "cannot be read").split())
+    mark = getattr(error, "problem_mark", None)
+    place = "" if mark is None else f" at line {mark.line + 1}, column {mark.column + 1}"
+    return f"is not YAML: {problem}{place}"
 
 
 def resolve_settings(
@@ -313,8 +321,8 @@ _KUBERNETES = re.compile(
 def _unknown_variables(environment: Mapping[str, str]) -> list[Fault]:
     known = {setting.variable for setting in SETTINGS} | {ENVIRONMENT_PREFIX + "CONFIG_FILE"}
     return [
-        Fault(name, value, "is no setting; see vllm-capacity serve --help")
-        for name, value in environment.items()
+        Fault(name, HIDDEN, "is no setting; see vllm-capacity serve --help")
+        for name in environment
         if name.startswith(ENVIRONMENT_PREFIX)
         and name not in known
         and not _KUBERNETES.fullmatch(name)
@@ -324,8 +332,8 @@ def _unknown_variables(environment: Mapping[str, str]) -> list[Fault]:
 def _unknown_keys(file: Mapping[str, Any]) -> list[Fault]:
     known = {setting.name for setting in SETTINGS} | {"targets"}
     return [
-        Fault(name, value, "is no setting; see vllm-capacity serve --help")
-        for name, value in file.items()
+        Fault(name, HIDDEN, "is no setting; see vllm-capacity serve --help")
+        for name in file
         if name not in known
     ]
 

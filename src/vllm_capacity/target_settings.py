@@ -7,6 +7,7 @@ from typing import Any
 
 from vllm_capacity.errors import EngineArgsError, Fault
 from vllm_capacity.predict import EngineArgs, Gpu, VllmVersion, gpu_given
+from vllm_capacity.secrecy import HIDDEN
 from vllm_capacity.setting_values import process_ids, several_texts, switch
 
 _PER_TARGET = (
@@ -73,13 +74,13 @@ def read_targets(
         (f"target[{i}]", {"url": url}) for i, url in enumerate(values["target"])
     ]
     if not isinstance(entries, list | tuple):
-        faults.append(Fault("targets", entries, "must be a list of mappings with a url"))
+        faults.append(Fault("targets", HIDDEN, "must be a list of mappings with a url"))
         entries = ()
     described += [(f"targets[{i}]", entry) for i, entry in enumerate(entries)]
     targets = []
     for where, entry in described:
         if not isinstance(entry, dict) or not isinstance(entry.get("url"), str):
-            faults.append(Fault(where, entry, "must be a mapping with a url"))
+            faults.append(Fault(where, HIDDEN, "must be a mapping with a url"))
             continue
         args = flags.merged_over(_own_args(where, entry, pasted, faults))
         targets.append(_target(where, entry, common, args, faults))
@@ -97,8 +98,8 @@ def _target(
     faults: list[Fault],
 ) -> TargetSettings:
     faults += [
-        Fault(f"{where}.{key}", value, f"is not one of {', '.join(_TARGET_KEYS)}")
-        for key, value in entry.items()
+        Fault(f"{where}.{key}", HIDDEN, f"is not one of {', '.join(_TARGET_KEYS)}")
+        for key in entry
         if key not in _TARGET_KEYS
     ]
     own = {
@@ -140,7 +141,7 @@ def _own_args(
         pasted = _pasted(str(entry["vllm-args"]), faults)
     mapping = entry.get("engine-args") or {}
     if not isinstance(mapping, dict):
-        faults.append(Fault(f"{where}.engine-args", mapping, "must be a mapping"))
+        faults.append(Fault(f"{where}.engine-args", HIDDEN, "must be a mapping"))
         return pasted
     own = _read(lambda: EngineArgs.from_mapping(mapping), f"{where}.engine-args", faults)
     return own.merged_over(pasted)
@@ -150,7 +151,7 @@ def _pasted(text: str | None, faults: list[Fault]) -> EngineArgs:
     try:
         words = shlex.split(text) if text else []
     except ValueError as error:
-        faults.append(Fault("vllm-args", text, f"cannot be split into words: {error}"))
+        faults.append(Fault("vllm-args", HIDDEN, f"cannot be split into words: {error}"))
         words = []
     return _read(lambda: EngineArgs.from_command_line(words), "vllm-args", faults)
 

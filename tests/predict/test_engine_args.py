@@ -11,7 +11,7 @@ from recorded import LLAMA_8B, QWEN3_14B, deployment
 
 from vllm_capacity.errors import EngineArgsError
 from vllm_capacity.predict import EngineArgs, VllmVersion, gpu_named, predict
-from vllm_capacity.predict.engine_args import ENGINE_FLAGS
+from vllm_capacity.predict.engine_flags import ENGINE_FLAGS
 
 
 def _given(args: EngineArgs) -> dict[str, Any]:

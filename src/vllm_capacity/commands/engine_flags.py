@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 from vllm_capacity.deployment import DeploymentFacts, served_version
 from vllm_capacity.errors import EngineArgsError, Fault, SourceError
 from vllm_capacity.predict import EngineArgs, VllmVersion, gpu_given
-from vllm_capacity.predict.engine_args import ENGINE_FLAGS
+from vllm_capacity.predict.engine_flags import ENGINE_FLAGS
 from vllm_capacity.sources.model_files import ModelFiles, read_model_config
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from vllm_capacity.compare.assessment import EngineAssessment
 from vllm_capacity.compare.gpu_attribution import GpuAttribution
 from vllm_capacity.compare.gpu_memory import GpuMemoryStack
+from vllm_capacity.compare.started_with import StartedWith
 from vllm_capacity.observe.gpu_reading import GpuReading
 from vllm_capacity.observe.measured_memory import MeasuredMemory
 from vllm_capacity.predict import Prediction
@@ -116,6 +117,7 @@ class TargetAssessment:
         response_bytes: size of the last page.
         metric_present: by expected metric, whether it was on the last page; empty without a page.
         health: by source ("vllm", "config", "nvml"); a source that is switched off is not there.
+        started_with: what each source tells of its arguments.
         measured: what its log says that its last start-up measured; None without one.
         gpus: of this host's GPUs and MIG instances, what is the target's; empty without NVML.
     """
@@ -128,6 +130,7 @@ class TargetAssessment:
     response_bytes: Bytes | None = None
     metric_present: Mapping[str, bool] = field(default_factory=dict)
     health: Mapping[str, SourceHealth] = field(default_factory=dict)
+    started_with: StartedWith = field(default_factory=StartedWith)
     measured: MeasuredMemory | None = None
     gpus: tuple[GpuAttribution, ...] = ()
 

@@ -4,6 +4,7 @@ Collector, documentation, dashboards and alert tests all read this table.
 A reading that is None leaves its series out: unknown is absent, never 0.
 """
 
+from vllm_capacity.export.argument_metrics import ARGUMENTS
 from vllm_capacity.export.engine_metrics import (
     CAPACITY,
     HEADROOM,
@@ -26,6 +27,7 @@ CATALOGUE: tuple[Metric, ...] = (
     *LEDGER,
     *PREDICTION,
     *BUDGET,
+    *ARGUMENTS,
     *GPU,
     *GPU_MEMORY,
     *ATTRIBUTION,

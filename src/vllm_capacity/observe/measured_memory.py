@@ -6,7 +6,7 @@ graded by them: the error of a term is that of ``PredictionStatus.uncalibrated``
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from vllm_capacity.observe.startup_log import RankStartup, StartupLog
@@ -97,12 +97,12 @@ def measured_memory(log: StartupLog) -> MeasuredMemory | None:
     """The terms that a start-up printed; None before the first."""
     if not log.ranks:
         return None
-    is_alone = len(log.ranks) == 1
+    names = [rank.name for rank in log.ranks]
     return MeasuredMemory(
         vllm_version=log.vllm_version,
         is_started=log.is_started,
-        tightest=_rank(_tightest(log), is_alone=is_alone),
-        ranks=tuple(_rank(rank, is_alone=is_alone) for rank in log.ranks),
+        tightest=_rank(_tightest(log), names),
+        ranks=tuple(_rank(rank, names) for rank in log.ranks),
         kv_cache_size_tokens=log.kv_cache_size_tokens,
         num_gpu_blocks=log.num_gpu_blocks,
     )
@@ -123,10 +123,10 @@ def _together(log: StartupLog) -> RankStartup:
     return RankStartup(**{name: getattr(log, name) for name in names})
 
 
-def _rank(rank: RankStartup, *, is_alone: bool) -> MeasuredRank:
+def _rank(rank: RankStartup, names: Sequence[str]) -> MeasuredRank:
     return MeasuredRank(
         name=rank.name,
-        **_place(rank.name, is_alone=is_alone),
+        **_place(rank.name, names),
         weights=_term(rank, "weights_bytes"),
         activation_peak=_activation_peak(rank),
         non_torch=_term(rank, "non_torch_bytes")
@@ -140,11 +140,13 @@ def _rank(rank: RankStartup, *, is_alone: bool) -> MeasuredRank:
     )
 
 
-def _place(name: str, *, is_alone: bool) -> Mapping[str, int | None]:
+def _place(name: str, names: Sequence[str]) -> Mapping[str, int | None]:
+    """The ranks in a name; a process that is called as another (``Worker``) tells none."""
     match = _NAME.fullmatch(name)
     parts = {"dp": "data", "pp": "pipeline", "tp": "tensor"}
-    if match is None:
-        return {f"{word}_parallel_rank": 0 if is_alone else None for word in parts.values()}
+    if match is None or names.count(name) > 1:
+        only = 0 if len(names) == 1 else None
+        return {f"{word}_parallel_rank": only for word in parts.values()}
     return {f"{word}_parallel_rank": int(match[part] or 0) for part, word in parts.items()}
 
 

@@ -6,21 +6,28 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from vllm_capacity.secrecy import HIDDEN, is_secret_name, without_secrets
+
 _MARKS = re.compile(r"[\[\](){}<>,'\"\\]")
 _ENUM = re.compile(r"<[\w.]{1,200}: ([^<>]{1,200})>")
 _KEY = re.compile(r"\s*(?:'(\w{1,100})'|\"(\w{1,100})\"): ?(.*)|\s*(\w{1,100})=(.*)", re.DOTALL)
-_SECRET_KEY = re.compile(
-    r"(?:^|[_-])(?:token|password|passwd|secret|credentials?|api_?keys?|access_?keys?)$",
-    re.IGNORECASE,
+#: Text is kept under these names alone: what is run and how it is laid out in memory. Under all
+#: other names numbers and switches are kept, and of text only that there is some.
+TEXT_NAMES = frozenset(
+    {
+        *("model", "model_tag", "served_model_name", "tokenizer", "tokenizer_mode"),
+        *("dtype", "kv_cache_dtype", "cache_dtype", "quantization", "load_format", "device"),
+        *("runner", "task", "convert", "config_format", "lora_dtype", "performance_mode"),
+        *("distributed_executor_backend", "data_parallel_backend", "all2all_backend"),
+        *("attention_backend", "moe_backend", "scheduling_policy", "max_model_len"),
+        *("mamba_cache_dtype", "mamba_ssm_cache_dtype", "mamba_cache_mode", "mm_encoder_tp_mode"),
+        *("kv_cache_dtype_skip_layers", "kv_offloading_backend", "subparser"),
+        *("method", "mode", "level", "backend", "cudagraph_mode", "rope_type"),
+        *("kv_connector", "kv_role"),
+    }
 )
-_SECRET_WORD = re.compile(
-    r"(?:token|password|passwd|secret|api_?key|access_?key)[\"']?\s*[=:]\s*[\"']?[^\s\"',)}]",
-    re.IGNORECASE,
-)
-_SECRET_TEXT = re.compile(
-    r"\bhf_[A-Za-z0-9]{8,}|\bsk-[A-Za-z0-9_-]{8,}|(?<=://)[^/\s:@]{1,200}:[^/\s@]{1,200}(?=@)"
-    r"|(?<=Bearer )[^\s\"']+|(?<=Signature=)[^\s&\"']+"
-)
+#: What is printed without quotes: auto, torch.bfloat16.
+_WORD = re.compile(r"[\w./:-]{1,200}")
 _MAX_TEXT = 1_000
 _MAX_DEPTH = 40
 _MAX_BITS = 64
@@ -31,16 +38,11 @@ _UNREAD = (ValueError, SyntaxError, RecursionError, MemoryError, TypeError)
 def read_arguments(text: str) -> dict[str, Any]:
     """The items of a printed dict, ``Namespace(…)`` or ``key=value, …`` that can be read.
 
-    Values that are no literals stay text (an enum becomes its value, a function is left out);
-    what nobody gave (None) is left out, and so is whatever may be a secret. Where the text is
-    cut, the cut item is left out.
+    An enum becomes its value, a function is left out, and so are what nobody gave (None) and what
+    is called like a secret. Text is kept under names that are known to hold none (an allow-list);
+    under any other name it becomes ``***``. Where the text is cut, the cut item is left out.
     """
     return {key: value for key, value in _items(text) if value is not None}
-
-
-def without_secrets(text: str) -> str:
-    """Text with tokens, keys and passwords in it made unreadable."""
-    return _SECRET_TEXT.sub("***", text)
 
 
 def _items(text: str) -> Iterator[tuple[str, Any]]:
@@ -49,9 +51,8 @@ def _items(text: str) -> Iterator[tuple[str, Any]]:
         if match is None:
             continue
         key = match[1] or match[2] or match[4]
-        value = _value(match[3] if match[4] is None else match[5])
-        if not _SECRET_KEY.search(key):
-            yield key, value
+        if not is_secret_name(key):
+            yield key, _value(key, match[3] if match[4] is None else match[5])
 
 
 def _top_level_items(text: str) -> Iterator[str]:
@@ -90,34 +91,39 @@ def _unquoted_marks(text: str, begin: int) -> Iterator[tuple[int, str]]:
             yield where, char
 
 
-def _value(text: str) -> Any:
+def _value(name: str, text: str) -> Any:
     text = _ENUM.sub(r"\1", text.strip())
     if text.startswith("<"):  # a function or another object: says nothing
         return None
     try:
-        return _plain(ast.literal_eval(text))
+        value = ast.literal_eval(text)
     except _UNREAD:
-        return None if _SECRET_WORD.search(text) else without_secrets(text[:_MAX_TEXT])
+        value = text if _WORD.fullmatch(text) else HIDDEN
+    return kept_value(name, value)
 
 
-def _plain(value: Any) -> Any:
-    """As JSON can hold it, without secrets."""
+def kept_value(name: str, value: Any) -> Any:
+    """An argument's value as JSON can hold it, without text that may be a secret."""
     if isinstance(value, Mapping):
         return {
-            str(key): _plain(inner)
+            str(key): kept_value(str(key), inner)
             for key, inner in value.items()
-            if not _SECRET_KEY.search(str(key))
+            if not is_secret_name(str(key))
         }
     if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
+        return [kept_value(name, inner) for inner in value]
     if isinstance(value, set | frozenset):
-        return sorted((_plain(inner) for inner in value), key=str)
-    return _plain_scalar(value)
+        return sorted((kept_value(name, inner) for inner in value), key=str)
+    return _kept_text(name, value) if isinstance(value, str) else _plain_number(value)
 
 
-def _plain_scalar(value: Any) -> Any:
-    if isinstance(value, str):
-        return without_secrets(value[:_MAX_TEXT].encode("utf-8", "replace").decode())
+def _kept_text(name: str, text: str) -> str:
+    if text and name not in TEXT_NAMES:
+        return HIDDEN
+    return without_secrets(text[:_MAX_TEXT].encode("utf-8", "replace").decode())
+
+
+def _plain_number(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     is_plain = value is None or isinstance(value, bool)

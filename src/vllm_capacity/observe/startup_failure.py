@@ -9,8 +9,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from vllm_capacity.observe.startup_args import without_secrets
 from vllm_capacity.observe.startup_framing import Framed, Process
+from vllm_capacity.secrecy import without_secrets
 
 FailureKind = Literal[
     "oom",

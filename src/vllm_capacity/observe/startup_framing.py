@@ -8,7 +8,7 @@ runtime interface, Compose and journald.
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 #: Longer lines are cut; vLLM's longest, the dump of its configuration, has some 10 kB.
@@ -33,7 +33,7 @@ _GLUED = re.compile(
 )
 _STAMP = re.compile(
     r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d{1,9})?(?:Z|[+-]\d\d:?\d\d)\s{1,4}"
-    r"(?:(?:stdout|stderr) (?P<part>[FP])(?: |$))?"
+    r"(?:(?P<pipe>stdout|stderr) (?P<part>[FP])(?: |$))?"
 )
 _WRAPPERS = (
     _STAMP,
@@ -42,6 +42,16 @@ _WRAPPERS = (
     re.compile(r"(?:[A-Za-z][\w.-]{0,100})?\s{1,40}\| "),
     re.compile(r"[A-Z][a-z]{2} {1,2}\d{1,2} \d\d:\d\d:\d\d \S{1,100} \S{1,100}\[\d{1,10}\]: "),
     re.compile(r"\[rank\d{1,6}\]: ?"),
+)
+# Which server wrote a line, where several servers' lines come together in one log.
+_SERVERS = (
+    re.compile(r"\[pod/(?P<server>[^\]]{1,300})\] "),
+    re.compile(
+        r"(?!(?:DEBUG|INFO|WARNING|ERROR|CRITICAL)\s)(?P<server>[A-Za-z][\w.-]{0,100})\s{1,40}\| "
+    ),
+    re.compile(
+        r"[A-Z][a-z]{2} {1,2}\d{1,2} \d\d:\d\d:\d\d (?P<server>\S{1,100} \S{1,100})\[\d{1,10}\]: "
+    ),
 )
 _TEXT_KEYS = ("log", "message", "msg", "MESSAGE", "textPayload", "text")
 _LEVEL_KEYS = ("level", "levelname", "severity", "log_level")
@@ -79,12 +89,14 @@ class Framed:
         level: of vLLM's header; empty where there is none.
         has_header: whether vLLM's own header stood before the text.
         text: the message.
+        server: container, pod or unit that wrote it, where a collector says so.
     """
 
     process: Process
     level: str
     has_header: bool
     text: str
+    server: str = ""
 
 
 class Framing:
@@ -92,6 +104,11 @@ class Framing:
 
     def __init__(self) -> None:
         self._parts: dict[str, str] = {}
+
+    @property
+    def is_amid(self) -> bool:
+        """Whether parts of a split line are missing."""
+        return bool(self._parts)
 
     def is_due(self, line: str) -> bool:
         """Whether a line must be looked at for its frame alone."""
@@ -103,8 +120,10 @@ class Framing:
         if whole is None:
             return
         text = _ANSI.sub("", whole) if "\x1b" in whole else whole
+        server = _server_of(text)
         for piece in re.split(r"[\r\n]", text):
-            yield from _pieces(piece, level)
+            for framed in _pieces(piece, level):
+                yield replace(framed, server=server) if server else framed
 
     def _joined(self, line: str) -> tuple[str | None, str]:
         if line.lstrip().startswith("{") and (record := _json_record(line)):
@@ -112,11 +131,11 @@ class Framing:
         stamp = _STAMP.match(line)
         if stamp is None or stamp["part"] is None:
             return line, ""
-        before = self._parts.pop("cri", "")
+        before = self._parts.pop(stamp["pipe"], "")
         text = (before + line[stamp.end() :])[:MAX_LINE_CHARACTERS]
         if stamp["part"] == "F":
             return text, ""
-        self._parts["cri"] = text
+        self._parts[stamp["pipe"]] = text
         return None, ""
 
     def _docker_part(self, record: dict[str, Any]) -> tuple[str | None, str]:
@@ -129,6 +148,13 @@ class Framing:
             self._parts["docker"] = text
             return None, ""
         return text.rstrip("\r\n"), level.upper()
+
+
+def _server_of(text: str) -> str:
+    stamp = _STAMP.match(text)
+    begin = stamp.end() if stamp else 0
+    found = (match["server"] for server in _SERVERS if (match := server.match(text, begin)))
+    return next(found, "")
 
 
 def _json_record(line: str) -> dict[str, Any] | None:

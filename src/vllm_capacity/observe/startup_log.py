@@ -27,6 +27,9 @@ _STARTED = re.compile(
     r"Application startup complete|Uvicorn running on |Starting vLLM (?:API )?server(?: \d+)? on "
 )
 _MAX_RANKS = 4_096
+_MAX_SERVERS = 64
+#: A start-up begins with one of these; long, since long ones are found sooner.
+_HEAD_KEYS = (b"version ", b"default args: {", b"args: Namespace(", b"Initializing a")
 _KEYS = (
     *("version ", "model  ", "args: ", "Initializing a", "startup complete", "Uvicorn"),
     *("Starting vLLM", "init engine", *startup_lines.KEYS, *startup_failure.KEYS),
@@ -108,24 +111,35 @@ class StartupLog(RankStartup):
     is_started: bool = False
     ranks: tuple[RankStartup, ...] = ()
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether the engine serves, or has sized its KV cache and is about to."""
+        return self.is_started or (self.kv_cache_bytes is not None and self.failure is None)
+
 
 class StartupLogReader:
     """Reads a log line by line, also while it is being written.
 
     Attributes:
-        restarts: start-ups begun so far, less the first.
+        restarts: start-ups begun so far, less the first of each server.
     """
 
     def __init__(self) -> None:
         self.restarts = 0
         self._number = 0
         self._framing = Framing()
-        self._startup = _Startup()
+        self._servers: dict[str, _Server] = {"": _Server()}
+        self._last = self._servers[""]
+
+    @property
+    def servers(self) -> tuple[str, ...]:
+        """Servers that began a start-up, as the log's collector calls them; "" without one."""
+        return tuple(name for name, server in self._servers.items() if server.has_begun)
 
     def feed(self, line: str) -> None:
         """Take the next line, with or without its end."""
         self._number += 1
-        if not (self._startup.failures.waits or self._framing.is_due(line)):
+        if not (self._waits or self._framing.is_due(line)):
             for key in _KEYS:
                 if key in line:
                     break
@@ -134,15 +148,72 @@ class StartupLogReader:
         for framed in self._framing.unframed(line):
             self._take(framed)
 
+    def feed_block(self, block: bytes) -> None:
+        """Take whole lines at once, some 64 KiB of them.
+
+        Once an engine serves, only another start-up is looked for: what it logs then, which may be
+        gigabytes, costs little more than reading it.
+        """
+        if self._is_of_no_interest(block):
+            self._number += block.count(b"\n")
+            return
+        for line in block.decode("utf-8", "replace").removesuffix("\n").split("\n"):
+            self.feed(line)
+
     def result(self) -> StartupLog:
         """What is known of the last start-up by now."""
-        return self._startup.result()
+        return self._last.startup.result()
+
+    def complete(self) -> StartupLog:
+        """The last start-up that is complete; the last of all before any is."""
+        return self._last.complete()
+
+    @property
+    def _waits(self) -> bool:
+        return any(server.startup.failures.waits for server in self._servers.values())
+
+    def _is_of_no_interest(self, block: bytes) -> bool:
+        if self._waits or self._framing.is_amid:
+            return False
+        if not all(s.startup.is_started for s in self._servers.values() if s.has_begun):
+            return False
+        return bool(self.servers) and not any(key in block for key in _HEAD_KEYS)
 
     def _take(self, framed: Framed) -> None:
-        if self._startup.is_begun_anew_by(framed):
-            self._startup = _Startup()
+        name = framed.server
+        if name not in self._servers and len(self._servers) < _MAX_SERVERS:
+            self._servers[name] = _Server()
+        server = self._servers.get(name, self._last)
+        if server.take(framed, self._number):
             self.restarts += 1
-        self._startup.take(framed, self._number)
+        if _marker(framed) or not self._last.has_begun:
+            self._last = server
+
+
+class _Server:
+    """The start-ups of one server, one after the other."""
+
+    def __init__(self) -> None:
+        self.startup = _Startup()
+        self._complete: StartupLog | None = None
+
+    @property
+    def has_begun(self) -> bool:
+        return self.startup.has_begun or self._complete is not None
+
+    def complete(self) -> StartupLog:
+        latest = self.startup.result()
+        return latest if self._complete is None or latest.is_complete else self._complete
+
+    def take(self, framed: Framed, line: int) -> bool:
+        """Take a message; whether it begins another start-up."""
+        begins = self.startup.is_begun_anew_by(framed)
+        if begins:
+            complete = self.complete()
+            self._complete = complete if complete.is_complete else None
+            self.startup = _Startup()
+        self.startup.take(framed, line)
+        return begins
 
 
 def read_startup_log(lines: Iterable[str]) -> StartupLog:
@@ -179,7 +250,7 @@ class _Startup:
 
     def __init__(self) -> None:
         self.failures = FailureFinder()
-        self._is_started = False
+        self.is_started = False
         self._seen: set[tuple[str, str]] = set()
         self._args: dict[str, Any] | None = None
         self._config: dict[str, Any] | None = None
@@ -187,6 +258,11 @@ class _Startup:
         self._ranks: dict[tuple[str, str], dict[str, _Found]] = {}
         self._names: dict[tuple[str, str], str] = {}
         self._lines: dict[str, int] = {}
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a line was read that a start-up begins with."""
+        return bool(self._seen)
 
     def is_begun_anew_by(self, framed: Framed) -> bool:
         """Whether a message can only be of another start-up.
@@ -203,7 +279,7 @@ class _Startup:
         if marker is not None:
             self._seen.add(marker)
             self._take_head(framed.text, line)
-        elif not self._is_started:
+        elif not self.is_started:
             self._take_body(framed, line)
 
     def _take_head(self, text: str, line: int) -> None:
@@ -225,7 +301,7 @@ class _Startup:
     def _take_body(self, framed: Framed, line: int) -> None:
         self.failures.feed(framed, line)
         if self._tells_of_the_end(framed.text):
-            self._is_started = True
+            self.is_started = True
         elif match := _BANNER_MODEL.match(framed.text):
             self._note(_text("model", match[1], grade=2), line)
         for reading in startup_lines.readings(framed.text):
@@ -256,7 +332,7 @@ class _Startup:
         best = dict(self._engine)
         for found in (found for rank in self._ranks.values() for found in rank.values()):
             _keep_tightest(best, found)
-        failure = None if self._is_started else self.failures.failure()
+        failure = None if self.is_started else self.failures.failure()
         lines = {name: found.line for name, found in best.items()} | self._lines
         if failure is not None:
             lines["failure"] = failure[1]
@@ -267,7 +343,7 @@ class _Startup:
             engine_args=self._args,
             engine_config=self._config,
             failure=failure and failure[0],
-            is_started=self._is_started,
+            is_started=self.is_started,
             ranks=tuple(
                 _rank(self._names.get(key, ""), found)
                 for key, found in sorted(self._ranks.items(), key=self._rank_order)

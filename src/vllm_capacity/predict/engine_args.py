@@ -1,215 +1,22 @@
 """vLLM's arguments, as far as they move memory."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 from vllm_capacity.errors import EngineArgsError, Fault
-from vllm_capacity.predict.argument_names import NEUTRAL, SWITCHES
-from vllm_capacity.predict.fields import Fields
-
-_MAX_PARALLEL = 4096
-_MAX_TOKENS = 1 << 32
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EngineFlag:
-    """One vLLM argument that the prediction reads.
-
-    Attributes:
-        name: vLLM's name, with underscores.
-        type: ``int``, ``float``, ``str``, ``bool``, ``tuple`` (of strings) or ``dict`` (JSON).
-        help: what it does to memory.
-        minimum, maximum: bounds of a number.
-        aliases: vLLM's other spellings on the command line.
-    """
-
-    name: str
-    type: type
-    help: str
-    minimum: float = 1
-    maximum: float = _MAX_TOKENS
-    aliases: tuple[str, ...] = ()
-
-
-#: Source: vLLM 0.32 ``engine/arg_utils.py``, ``EngineArgs``.
-ENGINE_FLAGS: tuple[EngineFlag, ...] = (
-    EngineFlag(
-        name="tensor_parallel_size",
-        type=int,
-        help="GPUs that share every layer",
-        maximum=_MAX_PARALLEL,
-        aliases=("-tp",),
-    ),
-    EngineFlag(
-        name="pipeline_parallel_size",
-        type=int,
-        help="stages of consecutive layers",
-        maximum=_MAX_PARALLEL,
-        aliases=("-pp",),
-    ),
-    EngineFlag(
-        name="data_parallel_size",
-        type=int,
-        help="replicas behind one server",
-        maximum=_MAX_PARALLEL,
-        aliases=("-dp",),
-    ),
-    EngineFlag(
-        name="enable_expert_parallel",
-        type=bool,
-        help="distribute whole experts over GPUs",
-        aliases=("-ep",),
-    ),
-    EngineFlag(
-        name="enable_eplb",
-        type=bool,
-        help="copy busy experts to other GPUs (expert parallelism load balancing)",
-    ),
-    EngineFlag(
-        name="eplb_config",
-        type=dict,
-        help='how, as JSON: {"num_redundant_experts": 32} adds as many experts to every layer',
-    ),
-    EngineFlag(
-        name="max_model_len",
-        type=int,
-        help="longest request in tokens, prompt and output; -1 fits it to memory",
-        minimum=-1,
-    ),
-    EngineFlag(
-        name="max_num_seqs",
-        type=int,
-        help="requests that run at once; the sampler's memory grows with it",
-    ),
-    EngineFlag(
-        name="max_num_batched_tokens",
-        type=int,
-        help="tokens of one step; activation memory grows with it",
-    ),
-    EngineFlag(name="block_size", type=int, help="tokens of one KV cache block", maximum=1 << 20),
-    EngineFlag(
-        name="gpu_memory_utilization",
-        type=float,
-        help="share of the GPU's memory that vLLM may take, 0 to 1",
-        minimum=0.0,
-        maximum=1.0,
-    ),
-    EngineFlag(
-        name="kv_cache_memory_bytes",
-        type=int,
-        help="bytes of KV cache per GPU, instead of what is left over",
-        minimum=0,
-        maximum=1 << 50,
-        aliases=("--kv-cache-memory",),
-    ),
-    EngineFlag(
-        name="num_gpu_blocks_override",
-        type=int,
-        help="number of KV cache blocks, instead of what fits",
-    ),
-    EngineFlag(
-        name="kv_cache_dtype", type=str, help="element type of the KV cache: auto, fp8, bfloat16 …"
-    ),
-    EngineFlag(name="dtype", type=str, help="element type of the weights: auto, bfloat16 …"),
-    EngineFlag(name="quantization", type=str, help="quantisation of the weights", aliases=("-q",)),
-    EngineFlag(
-        name="enable_prefix_caching", type=bool, help="keep finished blocks for later requests"
-    ),
-    EngineFlag(
-        name="enable_chunked_prefill", type=bool, help="split long prompts over several steps"
-    ),
-    EngineFlag(name="enforce_eager", type=bool, help="no CUDA graphs, hence none of their memory"),
-    EngineFlag(
-        name="async_scheduling", type=bool, help="prepare the next step while one still runs"
-    ),
-    EngineFlag(
-        name="disable_hybrid_kv_cache_manager",
-        type=bool,
-        help="treat sliding-window layers as full attention",
-    ),
-    EngineFlag(
-        name="disable_sliding_window", type=bool, help="full attention up to the window's length"
-    ),
-    EngineFlag(
-        name="max_cudagraph_capture_size",
-        type=int,
-        help="largest batch that gets a CUDA graph",
-        minimum=0,
-    ),
-    EngineFlag(
-        name="distributed_executor_backend",
-        type=str,
-        help="mp, uni or ray; only the first two overlap steps by default",
-    ),
-    EngineFlag(
-        name="performance_mode",
-        type=str,
-        help="balanced, interactivity or throughput; the last doubles the scheduler's defaults",
-    ),
-    EngineFlag(
-        name="decode_context_parallel_size",
-        type=int,
-        help="tensor-parallel ranks that share each token's keys and values",
-        maximum=_MAX_PARALLEL,
-        aliases=("-dcp",),
-    ),
-    EngineFlag(
-        name="speculative_config",
-        type=dict,
-        help='draft model or method, as JSON: {"method": "mtp", "num_speculative_tokens": 1}',
-        aliases=("-sc",),
-    ),
-    EngineFlag(
-        name="kv_cache_dtype_skip_layers",
-        type=tuple,
-        help="layers, or kinds of them, whose KV cache keeps the model's dtype",
-    ),
-    EngineFlag(
-        name="cpu_offload_gb",
-        type=float,
-        help="GiB of weights per GPU that stay in host memory",
-        minimum=0.0,
-        maximum=1 << 20,
-    ),
-    EngineFlag(name="enable_lora", type=bool, help="reserve slots for LoRA adapters"),
-    EngineFlag(name="max_loras", type=int, help="adapters in one batch", maximum=1 << 20),
-    EngineFlag(name="max_lora_rank", type=int, help="rank of an adapter slot", maximum=1 << 16),
-    EngineFlag(
-        name="fully_sharded_loras", type=bool, help="divide both halves of adapters over GPUs"
-    ),
-    EngineFlag(
-        name="mamba_cache_dtype", type=str, help="element type of state-space layers' state: auto …"
-    ),
-    EngineFlag(
-        name="mamba_ssm_cache_dtype",
-        type=str,
-        help="element type of their recurrent state alone: auto, float32 …",
-    ),
-    EngineFlag(
-        name="mamba_block_size",
-        type=int,
-        help="tokens between cached states of state-space layers",
-    ),
-    EngineFlag(
-        name="mamba_cache_mode", type=str, help="which of these states are cached: none, all, align"
-    ),
-    EngineFlag(
-        name="limit_mm_per_prompt",
-        type=dict,
-        help='images, videos and audios per prompt, as JSON: {"image": 0} builds no tower',
-    ),
-    EngineFlag(name="language_model_only", type=bool, help="build no vision or audio tower at all"),
-    EngineFlag(
-        name="mm_encoder_tp_mode",
-        type=str,
-        help="weights divides towers over GPUs, data gives every GPU a whole one",
-    ),
+from vllm_capacity.predict.argument_names import NEUTRAL
+from vllm_capacity.predict.command_line import arguments_of
+from vllm_capacity.predict.engine_flags import (
+    BY_NAME,
+    ENGINE_FLAGS,
+    EngineFlag,
+    parsed_number,
+    parsed_value,
 )
-_BY_NAME = {flag.name: flag for flag in ENGINE_FLAGS}
-_ALIASES = {alias: flag.name for flag in ENGINE_FLAGS for alias in flag.aliases}
+from vllm_capacity.predict.fields import Fields
+from vllm_capacity.secrecy import HIDDEN
 
 _DECLARED_LABELS = {
     "cache_dtype": "kv_cache_dtype",
@@ -222,9 +29,6 @@ _DECLARED_LABELS = {
     "mamba_ssm_cache_dtype": "mamba_ssm_cache_dtype",
     "cpu_offload_gb": "cpu_offload_gb",
 }
-_UNITS = {"k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
-_UNITS |= {letter.upper(): 1 << 10 * power for power, letter in enumerate("kmgt", start=1)}
-_HUMAN = re.compile(r"([0-9]+(?:\.[0-9]+)?)([kmgtKMGT])")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -298,8 +102,23 @@ class EngineArgs:
         if faults:
             raise EngineArgsError(source, faults)
         given = (str(name) for name, value in mapping.items() if _is_given(value))
-        rest = tuple(name for name in given if name not in _BY_NAME and name not in NEUTRAL)
+        rest = tuple(name for name in given if name not in BY_NAME and name not in NEUTRAL)
         return cls(**values, not_covered=rest)
+
+    @classmethod
+    def as_told(cls, mapping: Mapping[str, Any]) -> Self:
+        """Read what an engine runs with, from a source that nobody can correct.
+
+        Never raises: what cannot be read, or is hidden, is left out and named in ``not_covered``.
+        """
+        faulty = {name for name, value in mapping.items() if name in BY_NAME and _is_hidden(value)}
+        try:
+            cls.from_mapping(mapping)
+        except EngineArgsError as error:
+            faulty |= {fault.key.partition(".")[0] for fault in error.faults}
+        readable = {name: value for name, value in mapping.items() if name not in faulty}
+        told = cls.from_mapping(readable)
+        return replace(told, not_covered=(*told.not_covered, *sorted(faulty)))
 
     @classmethod
     def from_command_line(cls, words: Sequence[str]) -> Self:
@@ -311,7 +130,7 @@ class EngineArgs:
         Raises:
             EngineArgsError: with every fault found.
         """
-        return cls.from_mapping(_mapping_of(_arguments(words)), source="vLLM's command line")
+        return cls.from_mapping(arguments_of(words), source="vLLM's command line")
 
     @classmethod
     def declared_in_cache_config(cls, labels: Mapping[str, str]) -> Self:
@@ -321,14 +140,16 @@ class EngineArgs:
             EngineArgsError: a label does not hold what vLLM writes there.
         """
         declared = {
-            name: _parsed(labels[label], _BY_NAME[name])
+            name: parsed_value(labels[label], BY_NAME[name])
             for label, name in _DECLARED_LABELS.items()
             if labels.get(label, "None") not in {"None", ""}
         }
         # Releases without the first label do not change the block size after start either.
         if labels.get("user_specified_block_size", "True") == "True":
             block_size = labels.get("block_size", "None")
-            declared["block_size"] = None if block_size == "None" else _number(block_size, int)
+            declared["block_size"] = (
+                None if block_size == "None" else parsed_number(block_size, int)
+            )
         skipped = labels.get("kv_cache_dtype_skip_layers", "[]")
         if skipped not in {"[]", "None", ""}:
             declared["kv_cache_dtype_skip_layers"] = re.findall(r"[\w.]+", skipped)
@@ -354,15 +175,19 @@ class EngineArgs:
         frames = limit.get("num_frames") if isinstance(limit, Mapping) else None
         return min(frames, most) if isinstance(frames, int) and frames > 0 else most
 
+    @property
+    def given(self) -> dict[str, Any]:
+        """The arguments that are given, by name; those of ``not_covered`` apart."""
+        return {
+            item.name: value
+            for item in fields(self)
+            if item.name != "not_covered" and (value := getattr(self, item.name)) is not None
+        }
+
     def merged_over(self, other: Self) -> Self:
         """These arguments, and ``other``'s where these are silent."""
-        mine = {
-            item.name: getattr(self, item.name)
-            for item in fields(self)
-            if item.name != "not_covered" and getattr(self, item.name) is not None
-        }
         rest = tuple(dict.fromkeys(self.not_covered + other.not_covered))
-        return replace(other, **mine, not_covered=rest)
+        return replace(other, **self.given, not_covered=rest)
 
 
 def _value(reader: Fields, flag: EngineFlag) -> Any:
@@ -384,109 +209,10 @@ def _given_mapping(reader: Fields, name: str) -> Mapping[str, Any] | None:
     return None if inner is None or not inner.values else dict(inner.values)
 
 
+def _is_hidden(value: Any) -> bool:
+    return HIDDEN in value if isinstance(value, list | tuple) else value == HIDDEN
+
+
 def _is_given(value: Any) -> bool:
     """Whether an argument asks for something; ``False``, ``[]`` and the like are defaults."""
     return value not in (None, False, [], {}, "", 0)
-
-
-def _arguments(words: Sequence[str]) -> Sequence[str]:
-    for index, word in enumerate(words):
-        if word == "serve" or word.endswith("api_server"):
-            return words[index + 1 :]
-    return words
-
-
-def _mapping_of(words: Sequence[str]) -> dict[str, Any]:
-    mapping: dict[str, Any] = {}
-    position = 0
-    while position < len(words):
-        word = words[position]
-        position += 1
-        if not word.startswith("-"):
-            continue
-        name, joined, text = _split(word)
-        negated = name.startswith("no_") and name[3:] in _BY_NAME | dict.fromkeys(SWITCHES)
-        name = name[3:] if negated else name
-        flag = _BY_NAME.get(name)
-        takes_value = (
-            not negated and name not in SWITCHES and (flag is None or flag.type is not bool)
-        )
-        if takes_value and not joined and position < len(words) and not _is_flag(words[position]):
-            text = words[position]
-            position += 1
-            joined = True
-        if flag is not None and flag.type is tuple:
-            words_of, position = _words_of(words, position, text if joined else None)
-            mapping[name] = words_of
-        else:
-            mapping[name] = (not negated) if not joined else _argument(text, flag)
-    return mapping
-
-
-def _words_of(words: Sequence[str], position: int, first: str | None) -> tuple[list[str], int]:
-    """The words of an argument that takes several, and where the next argument starts."""
-    found = [] if first is None else [first]
-    while position < len(words) and not _is_flag(words[position]):
-        found.append(words[position])
-        position += 1
-    return [part for word in found for part in word.split(",")], position
-
-
-def _split(word: str) -> tuple[str, bool, str]:
-    head, equals, text = word.partition("=")
-    name = _ALIASES.get(head) or head.lstrip("-").replace("-", "_")
-    for alias, full in _ALIASES.items():
-        # -tp2 is vLLM's -tp 2.
-        if len(alias) == 3 and head.startswith(alias) and head[3:].isdigit():
-            return full, True, head[3:]
-    dashed = _ALIASES.get("--" + name.replace("_", "-"))
-    return dashed or name, bool(equals), text
-
-
-def _is_flag(word: str) -> bool:
-    return word.startswith("-") and not re.fullmatch(r"-\d+(\.\d+)?", word)
-
-
-def _argument(text: str, flag: EngineFlag | None) -> Any:
-    if flag is not None:
-        return _parsed(text, flag)
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
-
-
-def _parsed(text: str, flag: EngineFlag) -> Any:
-    if flag.type is bool:
-        return {"true": True, "false": False}.get(text.lower(), text)
-    if flag.type is dict:
-        return _json_or_pairs(text)
-    if flag.type is tuple:
-        return [word for word in text.split(",") if word]
-    return text if flag.type is str else _number(text, flag.type)
-
-
-def _json_or_pairs(text: str) -> Any:
-    """JSON, or the older ``image=2,video=1``; the text itself where it is neither."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        pairs = [pair.partition("=") for pair in text.split(",")]
-    if all(equals and count.strip().isdigit() for _, equals, count in pairs):
-        return {name.strip(): int(count) for name, _, count in pairs}
-    return text
-
-
-def _number(text: str, kind: type) -> Any:
-    """The number that vLLM reads in ``text``, or the text itself where it reads none.
-
-    Source: vLLM 0.32 ``engine/arg_utils.py``, ``human_readable_int``: ``k`` is 1000, ``K`` 1024.
-    """
-    try:
-        return int(text) if kind is int else float(text)
-    except ValueError:
-        pass
-    match = _HUMAN.fullmatch(text)
-    if match is None or (match[2].isupper() and "." in match[1]):
-        return {"auto": -1}.get(text, text)
-    return int(float(match[1]) * _UNITS[match[2]])

@@ -1,43 +1,47 @@
 """A log file that grows, is rotated, truncated, or is not there yet."""
 
 import os
-from pathlib import Path
+import stat
+from collections.abc import Generator, Iterator
 
 from vllm_capacity.errors import SourceError
 
-#: Read in one go; a longer backlog is caught up with over the next calls.
-_CHUNK_BYTES = 1 << 20
-MAX_BYTES_PER_READ = 64 << 20
+#: Whole lines are given in blocks of about this size.
+_BLOCK_BYTES = 64 << 10
+#: A longer backlog is caught up with over the next calls.
+MAX_BYTES_PER_READ = 16 << 20
 #: A line without an end is given up beyond this.
 _LONGEST_LINE_BYTES = 1 << 20
+#: What stands before the place that was read up to tells the file from another in its place.
+_REMEMBERED_BYTES = 1 << 10
 
 
 class LogFollower:
     """Gives every line of a log once, across rotation and truncation.
 
-    A file that was renamed away is read to its end before its successor is begun; one that was
-    cut to less than what was read is begun anew.
+    A file that was renamed away is read to its end before its successor is begun, and goes on to
+    be read while its successor is empty: who writes it may not have noticed. A file that was cut,
+    or cut and written anew beyond what was read (``copytruncate``), is begun anew: what stood
+    before the place that was read up to is no longer there.
 
-    Args:
+    Attributes:
         path: of the log.
+        is_behind: whether the last call left something to read.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._descriptor: int | None = None
-        self._identity: tuple[int, int] | None = None
-        self._offset = 0
-        self._rest = b""
-        self._is_skipping = False
+        self.is_behind = False
+        self._file: _OpenFile | None = None
 
-    def read(self, max_bytes: int = MAX_BYTES_PER_READ) -> list[str]:
-        """The lines that came since the last call, at most ``max_bytes`` of them.
+    def read(self, max_bytes: int = MAX_BYTES_PER_READ) -> Iterator[bytes]:
+        """Blocks of whole lines that came since the last call, at most ``max_bytes`` in all.
 
         Raises:
             SourceError: the file is not there (``absent``) or cannot be read (``invalid``).
         """
         try:
-            return self._read(max_bytes)
+            yield from self._read(max_bytes)
         except FileNotFoundError as error:
             raise SourceError("absent", f"{self.path} is not there (yet)") from error
         except OSError as error:
@@ -46,57 +50,91 @@ class LogFollower:
 
     def close(self) -> None:
         """Let go of the file."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-        self._descriptor = self._identity = None
+        if self._file is not None:
+            self._file.close()
+        self._file = None
 
-    def _read(self, max_bytes: int) -> list[str]:
-        descriptor = self._open() if self._descriptor is None else self._descriptor
-        lines, left = self._drain(descriptor, max_bytes)
-        if left and self._was_replaced():
-            lines += self._last_line()
-            self.close()
-            lines += self._drain(self._open(), left)[0]
-        return lines
+    def _read(self, max_bytes: int) -> Iterator[bytes]:
+        self.is_behind = False
+        file = self._file = self._file or _OpenFile(self.path)
+        left = yield from file.read(max_bytes)
+        if left and self._has_successor(file):
+            successor = _OpenFile(self.path)
+            yield from file.last_line()
+            file.close()
+            self._file = successor
+            left = yield from successor.read(left)
+        self.is_behind = not left
 
-    def _open(self) -> int:
-        self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-        status = os.fstat(self._descriptor)
-        self._identity = status.st_dev, status.st_ino
-        self._offset, self._rest, self._is_skipping = 0, b"", False
-        return self._descriptor
-
-    def _was_replaced(self) -> bool:
+    def _has_successor(self, file: "_OpenFile") -> bool:
         try:
-            status = Path(self.path).stat()
+            status = os.stat(self.path)  # noqa: PTH116 (as everything here: by descriptor)
         except FileNotFoundError:
             return False  # renamed away; its successor is not there yet
-        return (status.st_dev, status.st_ino) != self._identity
+        return (status.st_dev, status.st_ino) != file.identity and status.st_size > 0
 
-    def _drain(self, descriptor: int, max_bytes: int) -> tuple[list[str], int]:
-        """New lines of the open file, and how many bytes may still be read."""
-        if os.fstat(descriptor).st_size < self._offset:
-            self._offset, self._rest, self._is_skipping = 0, b"", False
-        lines: list[str] = []
+
+class _OpenFile:
+    """One file, and how far it was read."""
+
+    def __init__(self, path: str) -> None:
+        # A pipe without a writer would block for ever.
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        status = os.fstat(self._descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            self.close()
+            raise OSError(None, "is no regular file")
+        self.identity = status.st_dev, status.st_ino
+        self._offset, self._before = self._first_byte(), b""
+        self._rest, self._is_skipping = b"", False
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+    def read(self, max_bytes: int) -> Generator[bytes, None, int]:
+        """Blocks of new lines; returns how many bytes might still have been read."""
+        if self._was_cut():
+            self._begin_anew()
         while max_bytes > 0:
-            chunk = os.pread(descriptor, min(_CHUNK_BYTES, max_bytes), self._offset)
+            chunk = os.pread(self._descriptor, min(_BLOCK_BYTES, max_bytes), self._offset)
             if not chunk:
                 break
             self._offset += len(chunk)
             max_bytes -= len(chunk)
-            lines += self._split(chunk)
-        return lines, max_bytes
+            self._before = (self._before + chunk)[-_REMEMBERED_BYTES:]
+            if block := self._whole_lines(chunk):
+                yield block
+        return max_bytes
 
-    def _split(self, chunk: bytes) -> list[str]:
-        *whole, rest = (self._rest + chunk).split(b"\n")
-        if self._is_skipping and whole:
-            whole, self._is_skipping = whole[1:], False
-        if len(rest) > _LONGEST_LINE_BYTES:
-            rest, self._is_skipping = b"", True
-        self._rest = b"" if self._is_skipping else rest
-        return [line.decode("utf-8", "replace") for line in whole]
-
-    def _last_line(self) -> list[str]:
+    def last_line(self) -> Iterator[bytes]:
         """What a file that gets no more lines ends with."""
-        rest, self._rest = self._rest, b""
-        return [rest.decode("utf-8", "replace")] if rest else []
+        if self._rest:
+            yield self._rest
+        self._rest = b""
+
+    def _begin_anew(self) -> None:
+        self._offset, self._before = self._first_byte(), b""
+        self._rest, self._is_skipping = b"", False
+
+    def _first_byte(self) -> int:
+        """Who goes on writing where a cut file had ended leaves a hole of zeros before it."""
+        try:
+            return os.lseek(self._descriptor, 0, os.SEEK_DATA)
+        except OSError:
+            return 0
+
+    def _was_cut(self) -> bool:
+        start = self._offset - len(self._before)
+        return os.pread(self._descriptor, len(self._before), start) != self._before
+
+    def _whole_lines(self, chunk: bytes) -> bytes:
+        if b"\0" in chunk:
+            chunk = chunk.replace(b"\0", b"")
+        end = chunk.rfind(b"\n") + 1
+        block, rest = (self._rest + chunk[:end], chunk[end:]) if end else (b"", self._rest + chunk)
+        if self._is_skipping and end:
+            block, self._is_skipping = block.partition(b"\n")[2], False
+        if len(rest) > _LONGEST_LINE_BYTES:
+            self._is_skipping = True
+        self._rest = b"" if self._is_skipping else rest
+        return block
