@@ -10,7 +10,7 @@ from vllm_capacity.observe.command_line import (
     data_parallel_rank,
     flag_value,
     is_vllm,
-    without_secrets,
+    kept_words,
     words_of,
 )
 
@@ -91,13 +91,13 @@ def test_what_capacity_needs_is_kept() -> None:
     line += ["--max-model-len", "32k", "--gpu-memory-utilization=0.9", "--kv-cache-dtype", "fp8"]
     line += ["--no-enable-prefix-caching", "--compilation-config.mode", "3", "--config", "/v.yaml"]
     line += ["--served-model-name", "a", "b"]
-    assert without_secrets(line) == tuple(line)
+    assert kept_words(line) == tuple(line)
 
 
 def test_json_is_kept_item_by_item() -> None:
     config = {"method": "eagle", "num_speculative_tokens": 3, "hf_token": SECRET, "x": [SECRET]}
     words = ["vllm", "serve", "m", "--speculative-config", json.dumps(config)]
-    kept = json.loads(without_secrets(words)[-1])
+    kept = json.loads(kept_words(words)[-1])
     assert kept == {"method": "eagle", "num_speculative_tokens": 3, "hf_token": "***", "x": ["***"]}
 
 
@@ -128,22 +128,22 @@ SECRET_PLACES = [
 def test_no_secret_is_kept(words: list[str], before: list[str]) -> None:
     if not before:
         before = ["python3", "-m", "vllm.entrypoints.openai.api_server"]
-    assert SECRET not in repr(without_secrets([*before, *words]))
-    assert SECRET not in repr(without_secrets([*before, *words, "--max-num-seqs", "8"]))
+    assert SECRET not in repr(kept_words([*before, *words]))
+    assert SECRET not in repr(kept_words([*before, *words, "--max-num-seqs", "8"]))
 
 
 @pytest.mark.parametrize("flag", ["--api-key", "--hf-token", "--ssl-keyfile-password"])
 def test_a_secret_of_digits_is_a_secret(flag: str) -> None:
-    assert without_secrets(["vllm", "serve", "m", flag, "123456"])[-1] == "***"
-    assert without_secrets(["vllm", "serve", "m", f"{flag}=123456"])[-1] == f"{flag}=***"
+    assert kept_words(["vllm", "serve", "m", flag, "123456"])[-1] == "***"
+    assert kept_words(["vllm", "serve", "m", f"{flag}=123456"])[-1] == f"{flag}=***"
 
 
 @given(st.lists(st.text(max_size=30), max_size=12))
 def test_no_command_line_is_too_strange(words: list[str]) -> None:
-    assert len(without_secrets(words)) == len(words)
+    assert len(kept_words(words)) == len(words)
     is_vllm(words)
 
 
 @given(st.lists(st.sampled_from(["vllm", "serve", "--api-key", "-c", "{", "--x=", "-1"])))
 def test_no_context_makes_an_unknown_word_known(words: list[str]) -> None:
-    assert SECRET not in repr(without_secrets(["python3", *words, "--api-key", SECRET]))
+    assert SECRET not in repr(kept_words(["python3", *words, "--api-key", SECRET]))

@@ -6,8 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
-#: Stands for what is not kept, as in vLLM's own log.
-HIDDEN = "***"
+from vllm_capacity.secrecy import HIDDEN
 
 #: vLLM's title of a process: VLLM_PROCESS_NAME_PREFIX, two colons, what it does.
 _TITLE = re.compile(
@@ -91,13 +90,13 @@ def flag_value(words: Sequence[str], flag: str) -> str | None:
     return found
 
 
-def without_secrets(words: Sequence[str]) -> tuple[str, ...]:
+def kept_words(words: Sequence[str]) -> tuple[str, ...]:
     """A command line of which every word that may be a secret has become ``***``.
 
     An allow-list: names of flags, numbers and switches are kept, text only where it is known to
     be none: the model, types, backends. JSON is kept item by item in the same way.
 
-    >>> without_secrets(["vllm", "serve", "m/x", "--api-key", "k", "--max-num-seqs=8"])
+    >>> kept_words(["vllm", "serve", "m/x", "--api-key", "k", "--max-num-seqs=8"])
     ('vllm', 'serve', 'm/x', '--api-key', '***', '--max-num-seqs=8')
     """
     return tuple(_kept_words(words))

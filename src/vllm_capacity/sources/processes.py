@@ -13,7 +13,7 @@ from vllm_capacity.observe.command_line import (
     data_parallel_rank,
     flag_value,
     is_vllm,
-    without_secrets,
+    kept_words,
     words_of,
 )
 from vllm_capacity.observe.engine_process import (
@@ -158,7 +158,7 @@ class Processes:
             namespace_pids=read_namespace_pids(_text(place / "status")),
             parent_pid=stat.parent_pid,
             start_ticks=stat.start_ticks,
-            arguments=without_secrets(ancestry[0]) if vllm else (),
+            arguments=kept_words(ancestry[0]) if vllm else (),
             is_vllm=vllm,
             data_parallel_rank=next(ranks, None),
             containment=read_containment(_text(place / "cgroup")),
