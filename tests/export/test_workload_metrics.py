@@ -10,7 +10,7 @@ import pytest
 
 from vllm_capacity.commands.engine_flags import add_deployment_flags, deployment_facts
 from vllm_capacity.compare.assessment import EngineAssessment
-from vllm_capacity.export.engine_metrics import WORKLOAD
+from vllm_capacity.export.workload_metrics import WORKLOAD
 from vllm_capacity.monitor import Pipeline
 
 DATA = Path(__file__).parent.parent / "data"

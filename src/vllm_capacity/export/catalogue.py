@@ -12,11 +12,11 @@ from vllm_capacity.export.engine_metrics import (
     OCCUPANCY,
     OUTLOOK,
     PREDICTION,
-    WORKLOAD,
 )
 from vllm_capacity.export.gpu_metrics import ATTRIBUTION, GPU, GPU_MEMORY
 from vllm_capacity.export.metric import Metric
 from vllm_capacity.export.target_metrics import BUDGET, EXPORTER, SOURCES
+from vllm_capacity.export.workload_metrics import WORKLOAD
 
 CATALOGUE: tuple[Metric, ...] = (
     *CAPACITY,

@@ -1,4 +1,4 @@
-"""Metrics of one engine: capacity, occupancy, headroom, workload, ledger, prediction errors."""
+"""Metrics of one engine: capacity, occupancy, headroom, outlook, ledger, prediction errors."""
 
 from vllm_capacity.compare.assessment import EngineAssessment
 from vllm_capacity.compare.binding_limit import BINDING_LIMITS
@@ -6,7 +6,6 @@ from vllm_capacity.compare.engine_state import ENGINE_STATES
 from vllm_capacity.export.metric import PREFIX, Metric, of_engine, of_engine_by
 from vllm_capacity.observe.ledger import LEDGER_STATES
 from vllm_capacity.observe.recent_history import SHARE_WINDOW
-from vllm_capacity.observe.request_footprint import RequestFootprint
 
 
 def _error(a: EngineAssessment, unit_quantities: tuple[str, ...]) -> dict[str, float | None]:
@@ -15,20 +14,6 @@ def _error(a: EngineAssessment, unit_quantities: tuple[str, ...]) -> dict[str, f
 
 def _limit(a: EngineAssessment, name: str, value: int | None) -> dict[str, float | None]:
     return {} if value is None else {a.limits.origins.get(name, "flag"): value}
-
-
-def _lengths(footprint: RequestFootprint) -> dict[tuple[str, ...], float | None]:
-    parts = {"prompt": footprint.prompt, "output": footprint.output}
-    return {
-        (part, basis): value
-        for part, lengths in parts.items()
-        if lengths is not None
-        for basis, value in (("mean", lengths.mean_tokens), ("p95", lengths.p95_tokens))
-    }
-
-
-def _since(footprint: RequestFootprint) -> str:
-    return "start" if footprint.window_seconds is None else "window"
 
 
 CAPACITY = (
@@ -190,80 +175,6 @@ HEADROOM = (
         "queued_demand_tokens",
         "Tokens that the waiting requests are expected to need.",
         lambda a: a.headroom.queued_demand_tokens,
-    ),
-)
-
-WORKLOAD = (
-    of_engine_by(
-        "request_footprint_tokens",
-        "Prompt and output tokens of requests that finished in the last 15 minutes, mean and 95th "
-        "percentile; with fewer than ten of them, of all since vLLM's start.",
-        "basis",
-        lambda a: (
-            {}
-            if a.footprint is None
-            else {"mean": a.footprint.mean_tokens, "p95": a.footprint.p95_tokens}
-        ),
-    ),
-    Metric(
-        PREFIX + "request_length_tokens",
-        "The same for prompts and outputs separately.",
-        ("part", "basis"),
-        "engine",
-        lambda a: {} if a.footprint is None else _lengths(a.footprint),
-    ),
-    of_engine_by(
-        "request_footprint_blocks",
-        "Whole blocks that a request of that footprint holds at its end.",
-        "basis",
-        lambda a: dict(a.footprint_blocks),
-    ),
-    of_engine_by(
-        "request_footprint_requests",
-        "Finished requests that the footprint rests on, by since when they count: window (the "
-        "last 15 minutes) or start (of vLLM).",
-        "since",
-        lambda a: {} if a.footprint is None else {_since(a.footprint): a.footprint.requests},
-    ),
-    of_engine(
-        "request_footprint_window_seconds",
-        "How far back the footprint reaches; absent where it reaches back to vLLM's start.",
-        lambda a: None if a.footprint is None else a.footprint.window_seconds,
-    ),
-    of_engine_by(
-        "arrived_requests_per_second",
-        "Requests that entered the engine each second, within the window.",
-        "window",
-        lambda a: dict(a.recent.arrived_requests_per_second),
-    ),
-    of_engine_by(
-        "completed_requests_per_second",
-        "Requests that finished each second within the window; those whose clients hung up are "
-        "not counted.",
-        "window",
-        lambda a: dict(a.recent.completed_requests_per_second),
-    ),
-    Metric(
-        PREFIX + "cached_prompt_tokens_ratio",
-        "Share of the window's prompt tokens that were not computed, by source: local (prefix "
-        "cache in the pool) or external (KV connector: LMCache, offloading, other engines).",
-        ("source", "window"),
-        "engine",
-        lambda a: {
-            (source, SHARE_WINDOW): ratio
-            for source, ratio in a.recent.cached_prompt_tokens_ratio.items()
-        },
-    ),
-    of_engine(
-        "sharing_saved_blocks",
-        "Blocks that the running requests ought to hold more if none shared a prefix; from the "
-        "ledger, never from the used blocks.",
-        lambda a: None if a.sharing is None else a.sharing.blocks,
-    ),
-    of_engine(
-        "sharing_saved_bytes",
-        "The same in bytes on the fullest GPU; needs the model's config.json.",
-        lambda a: None if a.sharing is None else a.sharing.bytes_per_gpu,
     ),
 )
 
