@@ -85,19 +85,19 @@ LOADS = {
         draw=with_hang_ups,
         workers=14,
         seed=1,
-        median_ratio=0.04,
+        median_ratio=0.06,
         p95_ratio=0.14,
         in_flight_ratio=0.03,
     ),
     "prefix": Load(
-        draw=with_a_shared_prefix, workers=14, seed=2, median_ratio=0.04, p95_ratio=0.14
+        draw=with_a_shared_prefix, workers=14, seed=2, median_ratio=0.06, p95_ratio=0.16
     ),
-    "parallel": Load(draw=of_four_answers, workers=4, seed=3, median_ratio=0.04, p95_ratio=0.14),
+    "parallel": Load(draw=of_four_answers, workers=4, seed=3, median_ratio=0.06, p95_ratio=0.16),
     "preemption": Load(
-        draw=too_long_for_all, workers=16, seed=4, median_ratio=0.04, p95_ratio=0.14
+        draw=too_long_for_all, workers=16, seed=4, median_ratio=0.06, p95_ratio=0.16
     ),
     "sliding-window": Load(
-        draw=beyond_the_window, workers=6, seed=5, median_ratio=0.04, p95_ratio=0.14
+        draw=beyond_the_window, workers=6, seed=5, median_ratio=0.06, p95_ratio=0.16
     ),
-    "restart": Load(draw=plain, workers=12, seed=6, median_ratio=0.04, p95_ratio=0.14),
+    "restart": Load(draw=plain, workers=12, seed=6, median_ratio=0.06, p95_ratio=0.16),
 }

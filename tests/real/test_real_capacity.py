@@ -30,11 +30,14 @@ def printed(vllm: Server) -> LoggedCapacity:
 
 
 def once_predicted(watcher: Server) -> Samples:
-    """The exporter's page, as soon as it has read the model's config.json."""
+    """The exporter's page, as soon as it has read the model's config.json and ``/v1/models``."""
 
     def page() -> Samples:
         samples = watcher.samples()
         samples.one("vllm_capacity_predicted_kv_cache_blocks")
+        told = samples.all("vllm_capacity_max_model_len_tokens")
+        if not told or any(labels["source"] == "predicted" for labels, _ in told):
+            raise LookupError("vLLM has not said yet how long its requests may be")
         return samples
 
     found: Samples = wait_until(page, seconds=20, what="a prediction")

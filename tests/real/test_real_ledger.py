@@ -209,7 +209,7 @@ def test_clients_hung_up_before_and_after_the_first_token(run_of: Callable[[str]
     assert len(hung_up) - len(after_first) >= 3
     left_over = sum(s.prompt_tokens + sum(s.by_choice.values()) for s in after_first)
     allowed = LOADS["aborts"].p95_ratio * run.busy[0].said["total_blocks"]
-    assert left_over / BLOCK_SIZE > 2 * allowed, "a ledger that forgets them would hardly be wrong"
+    assert left_over / BLOCK_SIZE > allowed, "a ledger that forgets them would hardly be wrong"
 
 
 def test_a_shared_prefix_is_held_once(run_of: Callable[[str], Run]) -> None:

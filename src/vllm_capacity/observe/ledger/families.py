@@ -106,8 +106,6 @@ class Families:
 
     def tell_again(self, book: CohortBook, departure: Departure, taken: list[Taken]) -> None:
         """Now that it is known who left, the others of their time can be told apart better."""
-        if departure.requests == 1 and departure.cached_tokens and self.samples.are_alone:
-            self._lengths.learn(round(departure.cached_tokens))
         origins = {one.origin for one, _ in taken if one.origin is not None}
         gone = sum(one.requests for one, _ in taken)
         if len(origins) != 1 or gone < departure.requests - 0.5:
@@ -124,8 +122,19 @@ class Families:
         if there and (one.families < one.requests or any(c.has_siblings for _, c in taken)):
             found = max(found, gone * one.sibling_tokens)
         origin.cached_tokens -= found
-        if _can_be_told_better(members, origin, departure):
+        if _can_be_told_better(members, origin, departure.reach_tokens):
             book.replace(members, self._told_apart(origin))
+        if departure.requests == 1 and found and self.samples.are_alone:
+            self._learn(book, round(found), departure.reach_tokens)
+
+    def _learn(self, book: CohortBook, found: int, reach_tokens: float) -> None:
+        """Somebody found so much for sure: what was guessed without knowing it is guessed anew."""
+        if not self._lengths.learn(found):
+            return
+        for origin in {cohort.origin: None for cohort in book.cohorts}:
+            members = [] if origin is None else book.of(origin)
+            if origin is not None and _can_be_told_better(members, origin, reach_tokens):
+                book.replace(members, self._told_apart(origin))
 
 
 def _is_family_of(cohort: Cohort, prompt: float) -> bool:
@@ -176,7 +185,7 @@ def _leave_untold(
     return [Taken(gone, others)]
 
 
-def _can_be_told_better(members: list[Cohort], origin: Origin, departure: Departure) -> bool:
+def _can_be_told_better(members: list[Cohort], origin: Origin, reach_tokens: float) -> bool:
     """Whether the sums over those who stay are known, and not yet what these cohorts say."""
     if not members or not origin.is_exact:
         return False
@@ -186,7 +195,7 @@ def _can_be_told_better(members: list[Cohort], origin: Origin, departure: Depart
         return False
     ages = [c.generated_tokens / c.requests for c in members]
     return (
-        max(ages) - min(ages) <= departure.reach_tokens + 1
+        max(ages) - min(ages) <= reach_tokens + 1
         and abs(there - origin.requests) <= 0.5
         and origin.prompt_tokens >= there
         and origin.cached_tokens >= 0

@@ -43,20 +43,19 @@ class PrefixLengths:
         self._sums: list[dict[int, MakeUp]] = []
         self._learned = 0
 
-    def learn(self, tokens: int, requests: int = 1, *, is_guess: bool = False) -> None:
-        """One more request that found so many."""
-        if is_guess:
-            self._guessed[tokens] += requests
-        else:
-            if tokens not in self._known:
-                self._guessed.clear()
-            self._known[tokens] += requests
+    def learn(self, tokens: int, requests: int = 1, *, is_guess: bool = False) -> bool:
+        """One more request that found so many; whether that is known for the first time."""
+        is_new = not is_guess and tokens not in self._known
+        if is_new:
+            self._guessed.clear()
+        (self._guessed if is_guess else self._known)[tokens] += requests
         self._learned += requests
         few = len(self._known) + len(self._guessed) <= _MOST_LENGTHS
         if self._learned >= _LEARNED_BETWEEN or few:
             self._sums, self._learned = [], 0
         if self._known.total() + self._guessed.total() > _MEMORY:
             self._known, self._guessed = _halved(self._known), _halved(self._guessed)
+        return is_new
 
     def commonest(self) -> int | None:
         """What is found most often where anything is."""
