@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test lint types unit rules real bench dashboards docs clean FORCE
+.PHONY: help run test lint types unit rules real bench dashboards screenshots docs clean FORCE
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -44,6 +44,9 @@ bench: .venv/development ## what parsing a page, a collection and 1,000 engines 
 
 dashboards: .venv/development ## write the dashboards from their code
 	$(BIN)/python dashboards/build.py
+
+screenshots: dashboards ## draw every dashboard over recordings (six minutes; needs prometheus, chromium, npm)
+	$(BIN)/python dashboards/pictures/shoot.py
 
 docs: .venv/development ## write the tables of the documentation from the code
 	$(BIN)/python docs/build.py
