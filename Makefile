@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test lint types unit rules real bench dashboards manifests docs clean FORCE
+.PHONY: help run test lint types unit rules real bench dashboards screenshots manifests docs clean FORCE
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -47,6 +47,9 @@ dashboards: .venv/development ## write the dashboards from their code
 
 manifests: .venv/development ## write what deploy/ repeats of rules and dashboards
 	$(BIN)/python deploy/build.py
+
+screenshots: dashboards ## draw every dashboard over recordings (six minutes; needs prometheus, chromium, npm)
+	$(BIN)/python dashboards/pictures/shoot.py
 
 docs: .venv/development ## write the tables of the documentation from the code
 	$(BIN)/python docs/build.py

@@ -11,8 +11,11 @@ import json
 import sys
 from pathlib import Path
 
+import exporter_health
+import fleet
 import gpu_memory
 import instance_capacity
+import prediction_accuracy
 
 HERE = Path(__file__).resolve().parent
 
@@ -20,8 +23,11 @@ HERE = Path(__file__).resolve().parent
 def files() -> dict[Path, str]:
     """Text of every dashboard by its path."""
     dashboards = {
+        "exporter-health.json": exporter_health.dashboard(),
+        "fleet.json": fleet.dashboard(),
         "gpu-memory.json": gpu_memory.dashboard(),
         "instance-capacity.json": instance_capacity.dashboard(),
+        "prediction-accuracy.json": prediction_accuracy.dashboard(),
     }
     return {
         HERE / name: json.dumps(board, indent=2, ensure_ascii=False) + "\n"

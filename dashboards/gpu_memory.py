@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+from boards import board, source_variables
 from grafana import (
-    SCHEMA_VERSION,
     Json,
     Panel,
     Query,
-    datasource_variable,
     link,
     override,
-    place,
     query_variable,
     table,
     timeseries,
@@ -139,39 +137,17 @@ _UNEXPLAINED: tuple[Panel, ...] = (
 
 def dashboard() -> Json:
     """The whole dashboard."""
-    build_info = "vllm_capacity_build_info"
     used = f"vllm_capacity_gpu_memory_used_bytes{{{GPU_MATCHERS}}}"
-    return {
-        "uid": "vllm-capacity-gpu-memory",
-        "title": "vLLM capacity / GPU memory",
-        "description": "Where every byte of each GPU goes, held and predicted.",
-        "tags": ["vllm", "vllm-capacity"],
-        "schemaVersion": SCHEMA_VERSION,
-        "version": 1,
-        "editable": False,
-        "graphTooltip": 1,
-        "refresh": "30s",
-        "time": {"from": "now-6h", "to": "now"},
-        "timezone": "browser",
-        "templating": {
-            "list": [
-                datasource_variable(),
-                query_variable("job", "Job", f"label_values({build_info}, job)"),
-                query_variable(
-                    "instance", "Instance", f'label_values({build_info}{{job=~"$job"}}, instance)'
-                ),
-                query_variable("gpu", "GPU", f"label_values({used}, gpu)"),
-            ]
-        },
-        "annotations": {"list": []},
-        "links": [
-            {"type": "link", "icon": "doc", **link("How to read this", f"{DOCS}/gpu-memory.md")}
-        ],
-        "panels": place(
-            (
-                ("Held", (_STACK,)),
-                ("Held and predicted", _COMPARED),
-                ("What is left over", _UNEXPLAINED),
-            )
+    # A GPU is the machine's: no target chooses it.
+    variables = [v for v in source_variables() if v["name"] != "target"]
+    return board(
+        "GPU memory",
+        "Where every byte of each GPU goes, held and predicted.",
+        [*variables, query_variable("gpu", "GPU", f"label_values({used}, gpu)")],
+        (
+            ("Held", (_STACK,)),
+            ("Held and predicted", _COMPARED),
+            ("What is left over", _UNEXPLAINED),
         ),
-    }
+        hours=6,
+    )

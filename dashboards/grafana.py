@@ -124,8 +124,8 @@ def link(title: str, url: str) -> Json:
 def stat(title: str, query: Query, **rest: Any) -> Panel:
     """The last value of each series, large, over its background colour."""
     options = {
-        "colorMode": "background",
-        "graphMode": "area",
+        "colorMode": "background_solid",
+        "graphMode": "none",
         "justifyMode": "auto",
         "orientation": "auto",
         "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
@@ -133,7 +133,31 @@ def stat(title: str, query: Query, **rest: Any) -> Panel:
         "wideLayout": True,
     }
     return Panel(
-        title=title, kind="stat", queries=(query,), options=options, width=5, height=5, **rest
+        title=title,
+        kind="stat",
+        queries=(query,),
+        options=options,
+        **{"width": 4, "height": 4, "default": {}, **rest},
+    )
+
+
+def state_timeline(title: str, *queries: Query, **rest: Any) -> Panel:
+    """A row for each series, coloured by what its value means."""
+    options = {
+        "showValue": "auto",
+        "mergeValues": True,
+        "rowHeight": 0.85,
+        "alignValue": "left",
+        "legend": {"showLegend": False, "displayMode": "list", "placement": "bottom"},
+        "tooltip": {"mode": "single"},
+    }
+    drawn = {"fillOpacity": 85, "lineWidth": 0, "spanNulls": False}
+    return Panel(
+        title=title,
+        kind="state-timeline",
+        queries=queries,
+        options=options,
+        **{"unit": "none", **rest, "default": {"custom": drawn, **rest.get("default", {})}},
     )
 
 
@@ -142,9 +166,10 @@ def timeseries(
     *queries: Query,
     custom: Json | None = None,
     default: Json | None = None,
+    last: bool = True,
     **rest: Any,
 ) -> Panel:
-    """Lines over time; a gap in the data stays a gap."""
+    """Lines over time; a gap in the data stays a gap. ``last``: legends end with the last value."""
     drawn = {
         "drawStyle": "line",
         "fillOpacity": 0,
@@ -154,7 +179,12 @@ def timeseries(
         **(custom or {}),
     }
     options = {
-        "legend": {"calcs": ["lastNotNull"], "displayMode": "list", "placement": "bottom"},
+        "legend": {
+            "calcs": ["lastNotNull"] if last else [],
+            "displayMode": "list",
+            "placement": "bottom",
+            "showLegend": True,
+        },
         "tooltip": {"mode": "multi", "sort": "desc"},
     }
     return Panel(
@@ -170,11 +200,34 @@ def timeseries(
 def table(title: str, *queries: Query, **rest: Any) -> Panel:
     """Instant values, one row for each set of labels."""
     options = {"cellHeight": "sm", "showHeader": True, "footer": {"show": False}}
-    return Panel(title=title, kind="table", queries=queries, options=options, **rest)
+    # What the whole panel says without data would stand in every empty cell.
+    empty_cell = override("byRegexp", "/.*/", noValue="–")
+    overrides = (empty_cell, *rest.pop("overrides", ()))
+    default = rest.pop("default", {})
+    return Panel(
+        title=title,
+        kind="table",
+        queries=queries,
+        options=options,
+        overrides=overrides,
+        default={
+            **default,
+            "custom": {"minWidth": 70, "wrapHeaderText": True, **default.get("custom", {})},
+        },
+        **rest,
+    )
 
 
-def query_variable(name: str, label: str, expr: str, *, all_value: str = ".+") -> Json:
-    """A variable of several label values, all of them at first."""
+def query_variable(
+    name: str, label: str, expr: str, *, all_value: str = ".+", one: bool = False
+) -> Json:
+    """A variable of several label values, all of them at first; or of exactly one."""
+    several = {
+        "multi": True,
+        "includeAll": True,
+        "allValue": all_value,
+        "current": {"text": ["All"], "value": ["$__all"]},
+    }
     return {
         "name": name,
         "label": label,
@@ -184,11 +237,8 @@ def query_variable(name: str, label: str, expr: str, *, all_value: str = ".+") -
         "query": {"query": expr, "refId": "PrometheusVariableQueryEditor-VariableQuery"},
         "refresh": 2,
         "sort": 1,
-        "multi": True,
-        "includeAll": True,
-        "allValue": all_value,
-        "current": {"text": ["All"], "value": ["$__all"]},
         "hide": 0,
+        **({"multi": False, "includeAll": False, "current": {}} if one else several),
     }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from grafana import Json, link
 
 DOCS = "https://github.com/vllm-capacity/vllm-capacity/blob/main/docs"
@@ -10,9 +12,13 @@ TARGET_MATCHERS = f'{GPU_MATCHERS},target=~"$target"'
 DEVICE_MATCHERS = f'{GPU_MATCHERS},gpu=~"$gpu"'
 ENGINE_MATCHERS = f'{TARGET_MATCHERS},model_name=~"$model_name",engine=~"$engine"'
 ENGINE_LEGEND = "{{model_name}} engine {{engine}} {{target}} {{instance}}"
+# What alerts are about; one of a whole model lacks the labels that it was summed over.
+ALERT_MATCHERS = re.sub(r'"(\$\w+)"', r'"\1|"', ENGINE_MATCHERS) + ',alertname=~"VLLM.+"'
+# Linear up to 1, then by decades.
+SYMLOG = {"type": "symlog", "log": 10, "linearThreshold": 1}
 DASHED = {"fill": "dash", "dash": [8, 6]}
 NOT_COLLECTED = "no data: vLLM not collected"
-NOT_PREDICTED = "no prediction: see its reason below"
+NOT_PREDICTED = "no prediction: its reason is on the board prediction accuracy"
 NO_FOOTPRINT = "no data: no finished request yet"
 
 

@@ -25,6 +25,9 @@ LABELS_BY_METRIC: Mapping[str, frozenset[str]] = {
 } | {
     "up": ADDED_LABELS,
     "ALERTS": ADDED_LABELS | ALERT_LABELS | {"model_name", "engine", "source"},
+    "ALERTS_FOR_STATE": ADDED_LABELS | ALERT_LABELS | {"model_name", "engine", "source"},
+    "process_cpu_seconds_total": ADDED_LABELS,
+    "process_resident_memory_bytes": ADDED_LABELS,
 }
 COUNTERS = frozenset(row.name for row in CATALOGUE if row.kind == "counter")
 KNOWN_LABELS = frozenset().union(*LABELS_BY_METRIC.values())
@@ -66,6 +69,18 @@ def grouping_labels(expression: str) -> set[str]:
         if isinstance(node, promql_parser.BinaryExpr) and modifier:
             labels.update(modifier.matching.labels if modifier.matching else ())
             labels.update(getattr(modifier, "group_labels", None) or ())
+    return labels
+
+
+def kept_labels(expression: str) -> set[str]:
+    """Labels that the series of the answer can have, after its outermost aggregation."""
+    metrics = {selector.metric for selector in selectors(expression)}
+    labels = set().union(*(LABELS_BY_METRIC[metric] for metric in metrics))
+    for node in nodes(expression):
+        if isinstance(node, promql_parser.AggregateExpr):
+            named = set(node.modifier.labels) if node.modifier else set()
+            without = node.modifier and node.modifier.type == promql_parser.AggModifierType.Without
+            return labels - named if without else labels & named
     return labels
 
 

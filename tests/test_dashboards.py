@@ -15,7 +15,7 @@ import pytest
 # pytest's importlib mode adds no folder to the path.
 sys.path.insert(0, str(Path(__file__).parent))
 
-from promql_names import COUNTERS, KNOWN_LABELS, LABELS_BY_METRIC, faults, selectors
+from promql_names import COUNTERS, KNOWN_LABELS, LABELS_BY_METRIC, faults, kept_labels, selectors
 
 REPOSITORY = Path(__file__).parent.parent
 BUILD = REPOSITORY / "dashboards" / "build.py"
@@ -31,10 +31,14 @@ PANELS: list[dict[str, Any]] = [panel for panels in PANELS_OF.values() for panel
 VARIABLES_OF: dict[str, dict[str, Any]] = {
     name: {v["name"]: v for v in board["templating"]["list"]} for name, board in BOARDS.items()
 }
-VARIABLES: dict[str, dict[str, Any]] = {
-    name: v for variables in VARIABLES_OF.values() for name, v in variables.items()
-}
-LABEL_VARIABLES = [v for v in VARIABLES.values() if v["type"] == "query"]
+# One engine is shown at a time, and whose engine it is: its graphs compare quantities, not engines.
+OF_ONE = {"instance-capacity": {"instance", "target", "model_name", "engine"}}
+LABEL_VARIABLES = [
+    pytest.param(variable, id=f"{name} {variable['name']}")
+    for name, variables in VARIABLES_OF.items()
+    for variable in variables.values()
+    if variable["type"] == "query"
+]
 TARGETS = [
     pytest.param(panel, target, id=f"{panel['title']} {target['refId']}")
     for panel in PANELS
@@ -46,8 +50,20 @@ TARGETS_OF = [
     for panel in panels
     for target in panel["targets"]
 ]
+LEGENDS = [
+    pytest.param(name, panel, target, id=f"{panel['title']} {target['refId']}")
+    for name, panels in PANELS_OF.items()
+    for panel in panels
+    for target in panel["targets"]
+]
+# These are of an exporter, whatever targets it has.
+OF_EXPORTER = {
+    "vllm_capacity_build_info",
+    "process_cpu_seconds_total",
+    "process_resident_memory_bytes",
+}
 # Of Grafana's value formats, those that mean something here.
-UNITS = {"none", "locale", "percentunit", "bytes", "s", "ops"}
+UNITS = {"none", "locale", "percentunit", "bytes", "s", "ops", "reqps"}
 
 
 def title_of(panel: dict[str, Any]) -> str:
@@ -57,7 +73,7 @@ def title_of(panel: dict[str, Any]) -> str:
 def promql(template: str) -> str:
     """The expression as Grafana would send it, every variable at "all"."""
     text = template.replace("$__rate_interval", "1m")
-    return re.sub(r"\$(\w+)", lambda m: VARIABLES[m[1]]["allValue"], text)
+    return re.sub(r"\$\w+", ".+", text)
 
 
 def test_the_committed_dashboards_are_what_their_code_writes() -> None:
@@ -87,6 +103,9 @@ def test_a_dashboard_can_be_provisioned_anywhere(board: dict[str, Any]) -> None:
     assert not {"id", "__inputs", "__requires"} & set(board)
 
 
+OF_SOURCE = ["datasource", "job", "instance", "target"]
+
+
 @pytest.mark.parametrize("name", BOARDS)
 def test_the_data_source_is_a_variable_everywhere(name: str) -> None:
     variables, panels = VARIABLES_OF[name], PANELS_OF[name]
@@ -103,29 +122,35 @@ def test_the_data_source_is_a_variable_everywhere(name: str) -> None:
 
 def test_the_variables_choose_what_a_dashboard_is_about() -> None:
     assert {name: list(variables) for name, variables in VARIABLES_OF.items()} == {
+        "exporter-health": OF_SOURCE,
+        "fleet": [*OF_SOURCE, "model_name", "engine"],
         "gpu-memory": ["datasource", "job", "instance", "gpu"],
-        "instance-capacity": [
-            *("datasource", "job", "instance"),
-            *("target", "model_name", "engine"),
-        ],
+        "instance-capacity": [*OF_SOURCE, "model_name", "engine"],
+        "prediction-accuracy": [*OF_SOURCE, "model_name", "engine"],
     }
     for variables in VARIABLES_OF.values():
         assert variables["job"]["label"] == "Job"
         assert variables["instance"]["label"] == "Instance"
 
 
-@pytest.mark.parametrize("variable", LABEL_VARIABLES, ids=lambda v: v["name"])
-def test_a_variable_takes_several_values_and_reloads_with_the_time_range(
-    variable: dict[str, Any],
-) -> None:
-    assert variable["multi"]
-    assert variable["includeAll"]
+@pytest.mark.parametrize("name", BOARDS)
+def test_a_variable_takes_several_values_but_where_one_engine_is_shown(name: str) -> None:
+    for variable in VARIABLES_OF[name].values():
+        if variable["type"] == "datasource":
+            continue
+        one = variable["name"] in OF_ONE.get(name, ())
+        assert variable["multi"] is variable["includeAll"] is not one
+        # An exporter of one vLLM has no label target: "all" has to match its absence.
+        every = ".*" if variable["name"] == "target" else ".+"
+        assert variable.get("allValue") == (None if one else every)
+
+
+@pytest.mark.parametrize("variable", LABEL_VARIABLES)
+def test_a_variable_reloads_with_the_time_range(variable: dict[str, Any]) -> None:
     assert variable["refresh"] == 2
-    # An exporter of one vLLM has no label target: "all" has to match its absence.
-    assert variable["allValue"] == (".*" if variable["name"] == "target" else ".+")
 
 
-@pytest.mark.parametrize("variable", LABEL_VARIABLES, ids=lambda v: v["name"])
+@pytest.mark.parametrize("variable", LABEL_VARIABLES)
 def test_a_variable_asks_for_a_label_that_its_metric_has(variable: dict[str, Any]) -> None:
     match = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["definition"])
     assert match
@@ -168,6 +193,9 @@ def test_a_panel_has_title_description_unit_and_queries(panel: dict[str, Any]) -
 @pytest.mark.parametrize("panel", PANELS, ids=title_of)
 def test_a_panel_without_data_says_so_in_words(panel: dict[str, Any]) -> None:
     assert re.match(r"no (data|prediction): \w+", panel["fieldConfig"]["defaults"]["noValue"])
+    for override in panel["fieldConfig"]["overrides"]:
+        for of_cell in (p["value"] for p in override["properties"] if p["id"] == "noValue"):
+            assert not re.search(r"\d", of_cell)
     if panel["type"] == "timeseries":
         assert panel["fieldConfig"]["defaults"]["custom"]["spanNulls"] is False
 
@@ -196,11 +224,13 @@ def test_a_query_follows_every_variable_that_its_metric_has_a_label_for(
 ) -> None:
     expression = re.sub(r"\$__rate_interval", "1m", target["expr"])
     for selector in selectors(expression):
-        # A GPU belongs to the machine, not to a target.
+        # A GPU belongs to the machine, not to a target; a process or a build to the exporter.
         own = LABELS_BY_METRIC[selector.metric] & set(VARIABLES_OF[name])
-        of_gpu = {"target"} if "gpu" in LABELS_BY_METRIC[selector.metric] else set()
-        for label in own - of_gpu:
-            assert selector.matchers[label] == ("Re", f"${label}")
+        of_machine = "gpu" in LABELS_BY_METRIC[selector.metric] or selector.metric in OF_EXPORTER
+        # An alert of a whole model lacks the labels that it was summed over.
+        or_none = "|" if selector.metric.startswith("ALERTS") else ""
+        for label in own - ({"target"} if of_machine else set()):
+            assert selector.matchers[label] == ("Re", f"${label}{or_none}")
 
 
 @pytest.mark.parametrize(("panel", "target"), TARGETS)
@@ -213,42 +243,44 @@ def test_a_range_follows_the_scrape_interval(panel: dict[str, Any], target: dict
 def test_a_counter_is_shown_as_a_rate(panel: dict[str, Any], target: dict[str, Any]) -> None:
     rated = re.findall(r"(?:rate|increase)\((\w+)\{", target["expr"])
     for selector in selectors(promql(target["expr"])):
-        if selector.metric in COUNTERS or selector.metric.endswith("_bucket"):
+        if selector.metric in COUNTERS or selector.metric.endswith(("_total", "_bucket")):
             assert selector.metric in rated, panel["title"]
 
 
-@pytest.mark.parametrize(("panel", "target"), TARGETS)
-def test_a_legend_uses_labels_that_the_series_has(
-    panel: dict[str, Any], target: dict[str, Any]
+@pytest.mark.parametrize(("name", "panel", "target"), LEGENDS)
+def test_a_legend_tells_the_series_apart_by_labels_that_they_have(
+    name: str, panel: dict[str, Any], target: dict[str, Any]
 ) -> None:
     if panel["type"] == "table":
         assert target["format"] == "table"
         assert target["instant"]
         return
-    metrics = {s.metric for s in selectors(promql(target["expr"]))}
-    labels = set().union(*(LABELS_BY_METRIC[metric] for metric in metrics))
+    labels = kept_labels(promql(target["expr"]))
     in_legend = set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]))
     assert in_legend <= labels
     # Side cars: many exporters, each with one target, one model and an engine "0".
-    tell_apart = {"instance", "target", "model_name", "engine"} & labels
+    tell_apart = {"instance", "target", "model_name", "engine"} & labels - OF_ONE.get(name, set())
     if "gpu" in labels:
         tell_apart = {"instance", "gpu"}
+    if {s.metric for s in selectors(promql(target["expr"]))} & OF_EXPORTER:
+        tell_apart = {"instance"}
     assert tell_apart <= in_legend
 
 
 def test_every_override_by_name_applies_to_a_series_of_its_panel() -> None:
     for panel in PANELS:
         legends = [t["legendFormat"] for t in panel["targets"]]
-        columns = [
+        columns = {
             name
             for t in panel["transformations"]
             for name in t["options"].get("renameByName", {}).values()
-        ]
+        }
+        labels = set().union(*(kept_labels(promql(t["expr"])) for t in panel["targets"]))
         for override in panel["fieldConfig"]["overrides"]:
             wanted = override["matcher"]["options"]
             if override["matcher"]["id"] == "byName":
-                assert wanted in columns
-            else:
+                assert wanted in columns | labels
+            elif panel["type"] != "table":
                 assert any(re.search(wanted.strip("/"), legend) for legend in legends)
 
 
@@ -274,5 +306,58 @@ def test_links_lead_to_sections_that_exist() -> None:
     headings = {name.lower() for name in re.findall(r"^## (\w+)$", RUNBOOK, re.MULTILINE)}
     assert anchors
     assert anchors <= headings
-    pages = {url.partition("#")[0].rpartition("/main/")[2] for url in links}
+    pages = {url.partition("#")[0].rpartition("/main/")[2] for url in links if url}
     assert all((REPOSITORY / page).is_file() for page in pages)
+
+
+@pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS)
+def test_every_dashboard_links_to_all_the_others_by_their_tag(board: dict[str, Any]) -> None:
+    (siblings,) = [link for link in board["links"] if link["type"] == "dashboards"]
+    assert siblings["includeVars"]
+    assert siblings["keepTime"]
+    assert all(set(siblings["tags"]) <= set(other["tags"]) for other in BOARDS.values())
+
+
+def links_of_cells() -> list[str]:
+    return [
+        link["url"]
+        for panel in PANELS
+        for override in panel["fieldConfig"]["overrides"]
+        for p in override["properties"]
+        if p["id"] == "links"
+        for link in p["value"]
+    ]
+
+
+def test_an_engine_in_the_fleet_leads_to_its_own_board_with_every_variable_set() -> None:
+    (url,) = [url for url in links_of_cells() if url.startswith("/d/")]
+    board = next(n for n, b in BOARDS.items() if b["uid"] == url.split("?")[0].split("/")[-1])
+    chosen = dict(re.findall(r"var-(\w+)=\$\{__data\.fields\.(\w+)\}", url))
+    assert chosen == {name: name for name in OF_ONE[board]}
+    assert "${datasource:queryparam}" in url
+    (engines,) = [p for p in PANELS_OF["fleet"] if p["title"].startswith("Engines, ")]
+    for target in engines["targets"]:
+        assert kept_labels(promql(target["expr"])) == set(chosen)
+        # An exporter of one vLLM has no such label, and a link cannot name what is not there.
+        assert '"target", ".*", "target", "")' in target["expr"]
+
+
+def test_an_alert_that_fires_leads_to_its_section_of_the_runbook() -> None:
+    urls = {url for url in links_of_cells() if "alerts.md" in url}
+    assert {url.partition("#")[2] for url in urls} == {"${__value.raw}"}
+
+
+@pytest.mark.parametrize("theme", ["dark", "light"])
+@pytest.mark.parametrize("name", BOARDS)
+def test_there_is_a_small_picture_of_every_dashboard_in_both_themes(name: str, theme: str) -> None:
+    picture = REPOSITORY / "docs" / "images" / f"dashboard-{name}-{theme}.png"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert picture.stat().st_size < 300_000
+    assert f"images/{picture.name}" in (REPOSITORY / "docs" / "dashboards.md").read_text("utf-8")
+
+
+def test_the_pictures_are_drawn_with_pinned_versions() -> None:
+    package = json.loads((BUILD.parent / "pictures" / "package.json").read_text("utf-8"))
+    versions = [*package["dependencies"].values(), *package["devDependencies"].values()]
+    assert versions
+    assert all(re.fullmatch(r"\d+\.\d+\.\d+", version) for version in versions)

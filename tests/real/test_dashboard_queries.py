@@ -1,6 +1,6 @@
-"""Every query of the dashboard, asked of a real Prometheus that scrapes a real exporter.
+"""Every query of every dashboard, asked of a real Prometheus that scrapes real exporters.
 
-The engine behind the exporter is the embedded simulation; see its log for the word.
+They watch recordings of a real vLLM and the embedded simulated engine: see recorded_fleet.py.
 """
 
 from __future__ import annotations
@@ -11,49 +11,58 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from harness import REPOSITORY, Prometheus, exporter, prometheus, wait_until
+from harness import REPOSITORY, Prometheus, wait_until
+from recorded_fleet import RECORDINGS, watched
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 pytestmark = pytest.mark.real
 
-DASHBOARD: dict[str, Any] = json.loads(
-    (REPOSITORY / "dashboards" / "instance-capacity.json").read_text("utf-8")
-)
-VARIABLES = {v["name"]: v for v in DASHBOARD["templating"]["list"]}
+BOARDS: dict[str, dict[str, Any]] = {
+    path.stem: json.loads(path.read_text("utf-8"))
+    for path in sorted((REPOSITORY / "dashboards").glob("*.json"))
+}
 TARGETS = [
-    pytest.param(panel["title"], target, id=f"{panel['title']} {target['refId']}")
-    for panel in DASHBOARD["panels"]
+    pytest.param(name, panel["title"], target, id=f"{name} {panel['title']} {target['refId']}")
+    for name, board in BOARDS.items()
+    for panel in board["panels"]
     for target in panel.get("targets", ())
 ]
+VARIABLES = [
+    pytest.param(name, variable, id=f"{name} {variable['name']}")
+    for name, board in BOARDS.items()
+    for variable in board["templating"]["list"]
+    if variable["type"] == "query" and variable["name"] != "gpu"
+]
+# Where no variable can stand for all, one engine is looked at.
+CHOSEN = {"target": "ramp", "model_name": ".+", "engine": "0", "instance": ".+"}
 
 NO_GPU = "NVML needs an NVIDIA GPU"
-NO_BUDGET = "the simulated engine is given kv_cache_memory_bytes, so nothing is budgeted"
 # Queries that rightly answer nothing here, by panel and query.
 EMPTY = {
-    ("GPU memory: used and total", "A"): NO_GPU,
-    ("GPU memory: used and total", "B"): NO_GPU,
-    ("GPU memory: used and total", "C"): NO_BUDGET,
-    ("Predicted memory, by term", "B"): NO_BUDGET,
-    ("Predicted memory, by term", "C"): NO_BUDGET,
-    ("Predicted memory, by term", "D"): NO_BUDGET,
-    ("Collection: time, age, failures", "C"): "only reasons that occurred are shown",
+    ("Prediction error of each term", "A"): "needs the start-up log of a vLLM on a GPU",
+    ("Failures, by reason", "A"): "only reasons that occurred are shown",
 }
+INFINITE = {("Full in", "A"): "+Inf says that the cache does not fill"}
 # The last things to appear: a peak needs a sample, these need requests that came and went.
 LATE = (
-    'vllm_capacity_request_footprint_tokens{basis="p95"}',
-    'vllm_capacity_headroom_requests{basis="observed_p95"}',
-    "vllm_capacity_preempted_requests_ratio",
-    "vllm_capacity_prediction_error_blocks",
+    'ALERTS{alertstate="firing",target="ramp"}',
+    'vllm_capacity_request_footprint_tokens{basis="p95",target="ramp"}',
+    'vllm_capacity_headroom_requests{basis="observed_p95",target="ramp"}',
+    'vllm_capacity_preempted_requests_ratio{target="ramp"}',
+    'vllm_capacity_arrived_requests_per_second{target="ramp"}',
+    'vllm_capacity_prediction_error_blocks{target="ramp"}',
+    "vllm_capacity_time_to_exhaustion_seconds < 86400",
     "rate(vllm_capacity_collection_duration_seconds_count[15s])",
 )
 
 
-def promql(template: str) -> str:
-    """The expression as Grafana would send it, every variable at "all"."""
+def promql(template: str, board: str) -> str:
+    """The expression as Grafana would send it, every variable at "all" or at the one engine."""
+    values = {v["name"]: v.get("allValue") for v in BOARDS[board]["templating"]["list"]}
     text = template.replace("$__rate_interval", "15s")
-    return re.sub(r"\$(\w+)", lambda match: VARIABLES[match[1]]["allValue"], text)
+    return re.sub(r"\$(\w+)", lambda m: values[m[1]] or CHOSEN[m[1]], text)
 
 
 def legend(template: str, labels: dict[str, str]) -> str:
@@ -63,54 +72,84 @@ def legend(template: str, labels: dict[str, str]) -> str:
 
 @pytest.fixture(scope="module")
 def watching(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
-    """A Prometheus that has watched a simulated engine until requests of all kinds were seen."""
-    folder = tmp_path_factory.mktemp("dashboard")
-    with (
-        exporter(folder, "--simulate", "--scrape-interval", "1s") as server,
-        prometheus(folder / "prometheus", {"vllm-capacity": server.url}) as asked,
-    ):
+    """A Prometheus that has watched the recordings until requests of all kinds were seen."""
+    with watched(tmp_path_factory.mktemp("dashboards"), hasten=True) as asked:
         for expression in LATE:
             wait_until(lambda e=expression: asked.query(e), seconds=120, what=expression)
         yield asked
 
 
-@pytest.mark.parametrize(("panel", "target"), TARGETS)
+@pytest.mark.parametrize(("board", "panel", "target"), TARGETS)
 def test_a_query_answers_with_finite_numbers(
-    watching: Prometheus, panel: str, target: dict[str, Any]
+    watching: Prometheus, board: str, panel: str, target: dict[str, Any]
 ) -> None:
-    answer = watching.query(promql(target["expr"]))
-    why_empty = EMPTY.get((panel, target["refId"]))
-    if why_empty:
-        assert why_empty != NO_BUDGET or not answer
+    answer = watching.query(promql(target["expr"], board))
+    of_gpu = "vllm_capacity_gpu_" in target["expr"]
+    why_empty = NO_GPU if of_gpu else EMPTY.get((panel, target["refId"]))
+    if why_empty and not answer:
         pytest.skip(why_empty)
     assert answer
-    assert all(math.isfinite(value) for _, value in answer)
+    values = [value for _, value in answer if value != math.inf or (panel, "A") not in INFINITE]
+    assert all(math.isfinite(value) for value in values)
 
 
-@pytest.mark.parametrize(("panel", "target"), TARGETS)
+@pytest.mark.parametrize(("board", "panel", "target"), TARGETS)
 def test_a_query_gives_each_series_a_legend_of_its_own(
-    watching: Prometheus, panel: str, target: dict[str, Any]
+    watching: Prometheus, board: str, panel: str, target: dict[str, Any]
 ) -> None:
-    answer = watching.query(promql(target["expr"]))
+    answer = watching.query(promql(target["expr"], board))
     legends = [legend(target["legendFormat"], labels) for labels, _ in answer]
     if target["legendFormat"]:
         assert len(legends) == len(set(legends)), panel
 
 
-@pytest.mark.parametrize("name", ["job", "instance", "model_name", "engine"])
-def test_a_variable_finds_its_values(watching: Prometheus, name: str) -> None:
-    match = re.fullmatch(r"label_values\((.+), (\w+)\)", VARIABLES[name]["definition"])
+@pytest.mark.parametrize(("board", "variable"), VARIABLES)
+def test_a_variable_finds_its_values(
+    watching: Prometheus, board: str, variable: dict[str, Any]
+) -> None:
+    match = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["definition"])
     assert match
-    values = {labels.get(match[2]) for labels, _ in watching.query(promql(match[1]))}
-    assert values
-    assert None not in values
+    values = {labels.get(match[2]) for labels, _ in watching.query(promql(match[1], board))}
+    assert values - {None}
+    # An exporter of one vLLM has no such label.
+    assert None not in values or variable["name"] == "target"
 
 
-def test_the_table_of_capacity_has_one_row_for_each_engine(watching: Prometheus) -> None:
-    (table,) = [p for p in DASHBOARD["panels"] if p["title"].startswith("Capacity: measured")]
-    rows = [
-        {tuple(sorted(labels.items())) for labels, _ in watching.query(promql(target["expr"]))}
+def rows_of(watching: Prometheus, board: str, title: str) -> list[set[tuple[Any, ...]]]:
+    (table,) = [p for p in BOARDS[board]["panels"] if p["title"].startswith(title)]
+    return [
+        {
+            tuple(sorted(labels.items()))
+            for labels, _ in watching.query(promql(target["expr"], board))
+        }
         for target in table["targets"]
     ]
+
+
+@pytest.mark.parametrize(
+    ("board", "table"), [("fleet", "Engines, "), ("prediction-accuracy", "Capacity: measured")]
+)
+def test_a_table_of_engines_has_one_row_for_each(
+    watching: Prometheus, board: str, table: str
+) -> None:
     engines = watching.query("vllm_capacity_kv_cache_blocks")
-    assert len(set().union(*rows)) == len(engines)
+    assert len(engines) > len(RECORDINGS)
+    assert len(set().union(*rows_of(watching, board, table))) == len(engines)
+
+
+def test_the_codes_of_state_and_limit_are_those_of_the_series_that_is_1(
+    watching: Prometheus,
+) -> None:
+    (engines,) = [p for p in BOARDS["fleet"]["panels"] if p["title"].startswith("Engines, ")]
+    words = {
+        p["value"][0]["type"]: p["value"][0]["options"]
+        for override in engines["fieldConfig"]["overrides"]
+        for p in override["properties"]
+        if p["id"] == "mappings" and override["matcher"]["options"] == "state"
+    }["value"]
+    code = engines["targets"][0]["expr"]
+    for labels, value in watching.query(promql(code, "fleet")):
+        where = ",".join(f'{k}="{v}"' for k, v in labels.items() if v != ".*")
+        shown = watching.query(f"vllm_capacity_state{{{where}}} == 1")
+        if shown:  # it may change between two questions
+            assert words[f"{value:.0f}"]["text"] in {row["state"] for row, _ in shown}
