@@ -8,10 +8,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test lint types unit rules real bench dashboards screenshots manifests docs clean FORCE
+.PHONY: help run test lint types unit rules alert-report real bench dashboards screenshots manifests docs clean FORCE
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 	@echo '  PYTHON=python3.12 chooses the interpreter (3.11 or newer), ARGS="--help" is handed on.'
 
 run: .venv/runtime ## the exporter: against TARGET=http://host:8000, or with a simulated engine
@@ -33,6 +33,9 @@ rules: ## the alert rules by promtool, where it is installed
 	@if command -v promtool >/dev/null; then \
 	  promtool check rules alerts/*.rules.yml && promtool test rules alerts/*.rules.test.yml; \
 	else echo 'promtool is not installed: the alert rules are not checked'; fi
+
+alert-report: .venv/development ## when every alert fires in recordings and scenarios: docs/alerts.md, and to a webhook
+	$(BIN)/python tests/alerts_played/report.py --webhook
 
 real: .venv/development ## the tests against a real vLLM (CPU build, 3.5 GB in a cache folder) and Prometheus
 	CPU_VLLM_PYTHON="$$(.ci/vllm-environment)" && export CPU_VLLM_PYTHON && \

@@ -1,34 +1,53 @@
 """What a PromQL expression names: its selectors and the labels that it groups and joins by."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import promql_parser
 
 from vllm_capacity.export.catalogue import CATALOGUE
 
+RECORDED_PAGE = Path(__file__).parent / "data" / "vllm-0.32-metrics.txt"
 # Labels that Prometheus or a central exporter adds to any series.
 ADDED_LABELS = frozenset({"job", "instance", "target"})
 ALERT_LABELS = frozenset({"alertname", "alertstate", "severity"})
 
-LABELS_BY_METRIC: Mapping[str, frozenset[str]] = {
-    series: frozenset(row.all_labels)
-    | ADDED_LABELS
-    | ({"le"} if series.endswith("_bucket") else set())
-    for row in CATALOGUE
-    for series in (
-        [f"{row.name}_{part}" for part in ("bucket", "sum", "count")]
-        if row.kind == "histogram"
-        else [row.name]
-    )
-} | {
-    "up": ADDED_LABELS,
-    "ALERTS": ADDED_LABELS | ALERT_LABELS | {"model_name", "engine", "source"},
-    "ALERTS_FOR_STATE": ADDED_LABELS | ALERT_LABELS | {"model_name", "engine", "source"},
-    "process_cpu_seconds_total": ADDED_LABELS,
-    "process_resident_memory_bytes": ADDED_LABELS,
-}
+
+def _of_vllm() -> dict[str, frozenset[str]]:
+    """The series of a recorded page of vLLM, and their labels."""
+    found: dict[str, frozenset[str]] = {}
+    for line in RECORDED_PAGE.read_text("utf-8").splitlines():
+        series = re.match(r"(vllm:\w+)\{(.*)\} ", line)
+        if series:
+            labels = frozenset(re.findall(r'(\w+)="', series[2]))
+            found[series[1]] = labels | ADDED_LABELS | found.get(series[1], frozenset())
+    return found
+
+
+LABELS_BY_METRIC: Mapping[str, frozenset[str]] = (
+    _of_vllm()
+    | {
+        series: frozenset(row.all_labels)
+        | ADDED_LABELS
+        | ({"le"} if series.endswith("_bucket") else set())
+        for row in CATALOGUE
+        for series in (
+            [f"{row.name}_{part}" for part in ("bucket", "sum", "count")]
+            if row.kind == "histogram"
+            else [row.name]
+        )
+    }
+    | {
+        "up": ADDED_LABELS,
+        "ALERTS": ADDED_LABELS | ALERT_LABELS | {"model_name", "engine", "source"},
+        "ALERTS_FOR_STATE": ADDED_LABELS | ALERT_LABELS | {"model_name", "engine", "source"},
+        "process_cpu_seconds_total": ADDED_LABELS,
+        "process_resident_memory_bytes": ADDED_LABELS,
+    }
+)
 COUNTERS = frozenset(row.name for row in CATALOGUE if row.kind == "counter")
 KNOWN_LABELS = frozenset().union(*LABELS_BY_METRIC.values())
 
