@@ -151,7 +151,8 @@ def test_a_driver_killed_a_hundred_times_leaks_nothing(
     (files, threads, allocated), resident = held(), resident_bytes()
     asyncio.run(kills(KILLS))
     files_after, threads_after, allocated_after = held()
-    assert (files_after, threads_after) == (files, threads)
+    assert files_after <= files  # fewer where a thread of the warm-up has ended since
+    assert threads_after <= threads
     assert allocated_after - allocated < KILLS * 500  # a reading, a call or its thread is more
     assert resident_bytes() < 1.05 * resident
     assert nvml_stub.stub_users() == 0
