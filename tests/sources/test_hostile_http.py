@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import gc
 import gzip
-import os
 import socket
 import struct
 import time
