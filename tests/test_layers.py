@@ -29,18 +29,21 @@ MAY_IMPORT = {
     },
     "process_watch": {"", "observe", "compare", "target_settings"},
     "gpu_monitor": {"", "predict", "observe", "compare", "deployment", "source_watch"},
-    "daemon": {
-        *("", "predict", "observe", "compare", "sources", "export", "simulate"),
+    "status": {"", "predict", "observe", "compare", "export"},
+    "web": {"", "predict", "compare", "export", "status"},
+    "fleet_watch": {
+        *("", "predict", "observe", "compare", "sources", "simulate"),
         *("settings", "target_settings", "monitor", "gpu_monitor", "deployment", "startup_watch"),
         "process_watch",
     },
+    "daemon": {"", "settings", "fleet_watch", "export", "status", "web"},
     "commands": {
         *("", "predict", "observe", "compare", "sources", "export", "simulate"),
         *("settings", "setting_values", "logs", "monitor", "deployment", "daemon", "calibrate"),
     },
     "cli": {"", "commands"},
 }
-PURE = ("predict", "observe", "compare", "deployment", "calibrate")
+PURE = ("predict", "observe", "compare", "status", "deployment", "calibrate")
 NOT_IN_PURE = {
     *("apscheduler", "asyncio", "httpx", "os", "pathlib", "prometheus_client", "pynvml"),
     *("random", "socket", "starlette", "structlog", "subprocess", "threading", "time", "uvicorn"),

@@ -33,8 +33,8 @@ from manifests import (
 
 from vllm_capacity.cli import _parser
 from vllm_capacity.compare.fleet import FleetAssessment
-from vllm_capacity.export.web import web_application
 from vllm_capacity.settings import DEFAULT_PORT, read_settings_file, resolve_settings
+from vllm_capacity.web.application import web_application
 
 pytestmark = pytest.mark.skipif(
     not shutil.which("kubectl"), reason="kubectl is not installed: the manifests are not built"

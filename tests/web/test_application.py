@@ -21,11 +21,11 @@ from vllm_capacity.compare.fleet import (
 from vllm_capacity.deployment import DeploymentFacts
 from vllm_capacity.export.catalogue import CATALOGUE
 from vllm_capacity.export.collector import CapacityCollector
-from vllm_capacity.export.web import web_application
 from vllm_capacity.monitor import Pipeline
 from vllm_capacity.observe.gpu_reading import GpuReading
 from vllm_capacity.predict import EngineArgs
 from vllm_capacity.units import Bytes
+from vllm_capacity.web.application import web_application
 
 PAGE = (Path(__file__).parent.parent / "data" / "vllm-0.32-metrics.txt").read_bytes()
 NO_PREDICTION = PredictionStatus(prediction=None, reason="no_config", message="no config.json")

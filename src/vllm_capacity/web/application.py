@@ -1,14 +1,14 @@
 """The web server's pages: ``/metrics``, ``/``, ``/-/healthy``, ``/-/ready``."""
 
 import gzip
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from vllm_capacity.compare.fleet import FleetAssessment, TargetAssessment
 from vllm_capacity.export.landing_page import landing_page
@@ -28,6 +28,7 @@ def web_application(
     published: Callable[[], FleetAssessment],
     *,
     telemetry_path: str = "/metrics",
+    more_routes: Sequence[BaseRoute] = (),
 ) -> Starlette:
     """The application that serves what was published last; no page waits for an engine."""
 
@@ -59,6 +60,7 @@ def web_application(
             Route("/", landing),
             Route("/-/healthy", healthy),
             Route("/-/ready", ready),
+            *more_routes,
         ]
     )
 

@@ -1,0 +1,1 @@
+"""What is known, as one document that people and programs read."""
