@@ -23,6 +23,10 @@ def plain(lengths: Draw) -> Request:
     return Request(prompt=_prompt(lengths, 40, 400), output_tokens=lengths.randint(50, 150))
 
 
+def short(lengths: Draw) -> Request:
+    return Request(prompt=_prompt(lengths, 40, 400), output_tokens=lengths.randint(5, 30))
+
+
 def with_hang_ups(lengths: Draw) -> Request:
     """Four in ten hang up: some at once, some in a prefill of several steps, some amid output."""
     prompt, output_tokens = _prompt(lengths, 40, 400), lengths.randint(60, 250)
@@ -79,6 +83,10 @@ class Load:
     in_flight_ratio: float = 0.0
     seconds: float = 16.0
 
+
+# As much as an exporter has seen that has been there for more than a moment: how many bytes a
+# prompt token has is learned from requests that finished.
+WARM_UP = Load(draw=short, workers=4, seed=7, median_ratio=0.06, p95_ratio=0.16, seconds=6.0)
 
 LOADS = {
     "aborts": Load(

@@ -220,8 +220,8 @@ class CohortBook:
             self._merge()
 
     def of(self, origin: Origin) -> list[Cohort]:
-        """Those whose sums were told together."""
-        return [cohort for cohort in self.cohorts if cohort.origin is origin]
+        """Those that are left of whom sums were told together."""
+        return [c for c in self.cohorts if c.origin is origin and c.requests > NOBODY]
 
     def replace(self, members: list[Cohort], others: list[Cohort]) -> None:
         """Put cohorts in the place of others; together they have generated as much."""

@@ -113,7 +113,7 @@ class Families:
                 each.is_exact = False
             return
         [origin] = origins
-        members = [cohort for cohort in book.of(origin) if cohort.requests > NOBODY]
+        members = book.of(origin)
         there = sum(c.requests for c in members)
         origin.requests -= gone
         origin.prompt_tokens -= departure.prompt_tokens or 0.0
@@ -150,7 +150,7 @@ def _leave_untold(
     n, arrived = departure.requests, departure.arrived_seconds or 0.0
     fitting = [
         origin
-        for origin in {c.origin: None for c in book.cohorts if not c.is_told}
+        for origin in {c.origin: None for c in book.cohorts if c.requests > NOBODY and not c.is_told}
         if origin is not None
         and origin.is_exact
         and abs(origin.arrived_seconds - arrived) <= 2 * departure.arrived_deviation_seconds

@@ -15,6 +15,8 @@ from vllm_capacity.observe.engine_snapshot import ServerTotals
 
 _FEWEST_FOR_A_FIT = 5
 _FEWEST_FOR_A_RATIO = 20
+# Of a request's body, what stands around the prompt: a model's name, a few parameters.
+_AROUND_A_PROMPT_BYTES = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +52,13 @@ class HangUpWatch:
         """Nothing is in flight: what was closed and what finished are even."""
         self._requests = self._seconds = self._bytes = self._prompt_tokens = self._finished = 0.0
 
-    def record(self, totals: ServerTotals | None) -> HangUps:
+    def record(self, totals: ServerTotals | None, mean_prompt_tokens: float | None) -> HangUps:
         """Hang-ups since the totals before.
+
+        Args:
+            totals: what the server has counted; None where nobody knows whose it is.
+            mean_prompt_tokens: of all requests so far, those included that were hung up; None if
+                unknown.
 
         A page is not written in one instant: a response can be counted as closed on a page that
         does not know yet that its request finished. The next page then takes the report back.
@@ -77,9 +84,9 @@ class HangUpWatch:
         self._finished += finished
         if even and self._requests == 0 and samples == finished > 0:
             self._size.learn(finished, prompts, sent_bytes)
-        return self._report(totals)
+        return self._report(totals, mean_prompt_tokens)
 
-    def _report(self, totals: ServerTotals) -> HangUps:
+    def _report(self, totals: ServerTotals, mean_prompt_tokens: float | None) -> HangUps:
         requests = round(self._requests)
         if requests == 0:
             self.forget()
@@ -90,34 +97,50 @@ class HangUpWatch:
             self._reported = 0
             self._requests += taken_back
             return HangUps(-taken_back, 0.0, None)
-        prompts = self._size.prompt_tokens(
-            requests, self._bytes, self._finished, self._prompt_tokens, totals
-        )
-        off = 0.0 if prompts is None else self._size.deviation_tokens(prompts / requests)
+        line = self._size.line() or _mean_line(totals, mean_prompt_tokens)
+        prompts, off = None, 0.0
+        if line is not None:
+            sent = line.tokens(self._bytes, requests + self._finished)
+            prompts = max(float(requests), sent - self._prompt_tokens)
+            off = line.off_tokens + line.off_ratio * max(prompts, sent) / requests
         hung_up = HangUps(requests, self._seconds, prompts, off)
         self._reported = requests
         self.forget()
         return hung_up
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Line:
+    """Bytes of a request's body by its prompt tokens, and how far a prompt told by it may be off.
+
+    Attributes:
+        request_bytes, token_bytes: of the request itself, and for each of its tokens.
+        off_tokens: standard deviation of one prompt.
+        off_ratio: the same as a share of all tokens that were sent together.
+    """
+
+    request_bytes: float
+    token_bytes: float
+    off_tokens: float
+    off_ratio: float = 0.0
+
+    def tokens(self, sent_bytes: float, requests: float) -> float:
+        """Prompt tokens of so many requests with so many bytes."""
+        return (sent_bytes - self.request_bytes * requests) / self.token_bytes
+
+
 class _RequestSize:
-    """Bytes of a request's body as a line over its prompt tokens, from the finished ones."""
+    """The line through the requests that finished."""
 
     def __init__(self) -> None:
         self._nn = self._np = self._pp = self._nb = self._pb = 0.0
         self._misses = self._missed_squares = 0.0
 
-    def deviation_tokens(self, prompt_tokens: float) -> float:
-        """How far one prompt of such a length may be off: as those that finished were."""
-        if self._misses < _FEWEST_FOR_A_FIT:
-            return 5 + 0.05 * prompt_tokens
-        return 2 + math.sqrt(self._missed_squares / self._misses)
-
     def learn(self, requests: float, prompt_tokens: float, sent_bytes: float) -> None:
         """Take into account requests that finished, of which the sums are known."""
-        line = self._line()
+        line = self.line()
         if line is not None:
-            missed = (sent_bytes - line[0] * requests) / line[1] - prompt_tokens
+            missed = line.tokens(sent_bytes, requests) - prompt_tokens
             self._misses += requests
             self._missed_squares += missed * missed
         self._nn += requests * requests
@@ -126,34 +149,37 @@ class _RequestSize:
         self._nb += requests * sent_bytes
         self._pb += prompt_tokens * sent_bytes
 
-    def prompt_tokens(
-        self,
-        requests: int,
-        sent_bytes: float,
-        finished: float,
-        finished_tokens: float,
-        totals: ServerTotals,
-    ) -> float | None:
-        """Prompt tokens of so many requests, sent together with some that finished."""
-        line = self._line() or _ratio(totals)
-        if line is None:
-            return None
-        each, per_token = line
-        rest = sent_bytes - each * (requests + finished) - per_token * finished_tokens
-        return max(float(requests), rest / per_token)
-
-    def _line(self) -> tuple[float, float] | None:
+    def line(self) -> _Line | None:
+        """The line; None while too few have finished."""
         determinant = self._nn * self._pp - self._np * self._np
         if self._nn < _FEWEST_FOR_A_FIT or determinant <= 1e-6 * self._nn * self._pp:
             return None
         each = (self._nb * self._pp - self._pb * self._np) / determinant
         per_token = (self._nn * self._pb - self._np * self._nb) / determinant
-        return (each, per_token) if per_token > 0 else None
+        if per_token <= 0:
+            return None
+        off, ratio = 5.0, 0.05
+        if self._misses >= _FEWEST_FOR_A_FIT:
+            off, ratio = 2 + math.sqrt(self._missed_squares / self._misses), 0.0
+        return _Line(request_bytes=each, token_bytes=per_token, off_tokens=off, off_ratio=ratio)
 
 
-def _ratio(totals: ServerTotals) -> tuple[float, float] | None:
-    if min(totals.closed_responses, totals.finished_requests) < _FEWEST_FOR_A_RATIO:
+def _mean_line(totals: ServerTotals, mean_prompt_tokens: float | None) -> _Line | None:
+    """The line through a request's mean bytes for its mean prompt.
+
+    Who hangs up in the queue counts as bytes alone: the more do, the less it is worth.
+    """
+    if totals.closed_responses < _FEWEST_FOR_A_RATIO or not mean_prompt_tokens:
         return None
-    prompt = totals.finished_prompt_tokens / totals.finished_requests
     each = totals.closed_request_bytes / totals.closed_responses
-    return (0.0, each / prompt) if prompt > 0 and each > 0 else None
+    around = min(_AROUND_A_PROMPT_BYTES, each / 2)
+    per_token = (each - around) / mean_prompt_tokens
+    if per_token <= 0:
+        return None
+    hung_up_ratio = 1 - min(1.0, totals.finished_parents / totals.closed_responses)
+    return _Line(
+        request_bytes=around,
+        token_bytes=per_token,
+        off_tokens=5 + around / per_token / 2,
+        off_ratio=0.05 + 0.2 * hung_up_ratio,
+    )

@@ -14,7 +14,7 @@ idle.
 
 import math
 
-from vllm_capacity.observe.engine_snapshot import EngineSnapshot
+from vllm_capacity.observe.engine_snapshot import EngineSnapshot, ServerTotals
 from vllm_capacity.observe.ledger.books import LedgerBooks
 from vllm_capacity.observe.ledger.cohorts import NOBODY, SPREAD, Cohort, CohortBook
 from vllm_capacity.observe.ledger.counters import LedgerCounters, began_anew
@@ -60,7 +60,7 @@ class TokenLedger:
         server = snapshot.server
         sole = server is not None and server.engines == 1  # else nobody knows whose they were
         self._samples.record(snapshot.request_params_n)
-        hang_ups = self._watch.record(server if sole else None)
+        hang_ups = self._watch.record(server if sole else None, _mean_prompt(now, server))
         if now.running == 0 and now.waiting == 0:
             self._anchor(now)
         elif before is None or restarted or not self._is_followed:
@@ -200,6 +200,18 @@ class TokenLedger:
         if self._book.is_guess or any(cohort.variance for cohort in self._book.cohorts.cohorts):
             return "drifting", "who hung up, or whose samples share a prompt, was inferred"
         return "anchored", "every request past its first token is running"
+
+
+def _mean_prompt(now: LedgerCounters, server: ServerTotals | None) -> float | None:
+    """Prompt tokens of a mean request, whether it finished, runs, or was hung up.
+
+    A prompt is a query of the prefix cache from its admission on, and counted as a prompt from its
+    first token on; those that finished are fewer, and whoever hangs up may send longer ones.
+    """
+    if server is not None and now.queried_tokens > now.prompt_tokens and server.finished_parents:
+        samples = server.finished_requests / server.finished_parents
+        return now.queried_tokens / (server.closed_responses * samples + now.running)
+    return now.prompt_tokens / now.first_tokens if now.first_tokens else None
 
 
 def _nothing_known(snapshot: EngineSnapshot) -> LedgerReading:
