@@ -2,6 +2,7 @@
 PYTHON ?= python3
 TARGET ?=
 ARGS ?=
+ENGINES ?= 1000
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
@@ -41,9 +42,9 @@ real: .venv/development ## the tests against a real vLLM (CPU build, 3.5 GB in a
 	CPU_VLLM_PYTHON="$$(.ci/vllm-environment)" && export CPU_VLLM_PYTHON && \
 	  $(BIN)/python -m pytest -m real $(ARGS)
 
-bench: .venv/development ## what parsing a page, a collection and 1,000 engines cost
+bench: .venv/development ## what parsing a page, a collection and ENGINES=1000 cost
 	$(BIN)/python benchmarks/parse_page.py
-	$(BIN)/python benchmarks/tick.py
+	$(BIN)/python benchmarks/tick.py $(ENGINES)
 
 dashboards: .venv/development ## write the dashboards from their code
 	$(BIN)/python dashboards/build.py

@@ -3,7 +3,7 @@
 Recordings of a real vLLM are fed through the daemon's own monitors, so the ledger is in real
 states. The processor time of a tick stands beside that of one reading of the same page by
 prometheus_client's parser: the ratio holds on machines fast and slow, and is what is promised,
-with room for noise. Exits with 1 beyond a limit.
+with room for noise. Exits with 1 beyond a limit. An argument says how many engines are enough.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from vllm_capacity.sources.vllm_http import ServedModel
 from vllm_capacity.target_settings import TargetSettings
 
 TRACES = Path(__file__).parent.parent / "tests" / "data" / "traces"
-ENGINES = 1000
+ENGINES = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
 MEMORY_SECONDS = 600
 INTERVAL_SECONDS = 5
 # Where prometheus_client takes 5 ms for the page, this is the 1 ms that is promised.

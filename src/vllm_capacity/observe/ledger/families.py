@@ -150,8 +150,9 @@ def _leave_untold(
     n, arrived = departure.requests, departure.arrived_seconds or 0.0
     fitting = [
         origin
-        for origin in {c.origin: None for c in book.cohorts if c.requests > NOBODY and not c.is_told}
+        for origin in {c.origin: None for c in book.cohorts if not c.is_told}
         if origin is not None
+        and book.of(origin)
         and origin.is_exact
         and abs(origin.arrived_seconds - arrived) <= 2 * departure.arrived_deviation_seconds
         and origin.requests >= n
