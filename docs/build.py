@@ -34,11 +34,11 @@ _MODELS = ("architectures", "variations", "quantized")
 
 def metrics_table() -> Iterator[str]:
     """Every metric of the catalogue."""
-    yield "| metric | type | labels | meaning |"
-    yield "|---|---|---|---|"
+    yield "| metric | type | labels | meaning | where it comes from |"
+    yield "|---|---|---|---|---|"
     for metric in CATALOGUE:
         labels = ", ".join(f"`{label}`" for label in metric.all_labels)
-        yield f"| `{metric.name}` | {metric.kind} | {labels} | {metric.help} |"
+        yield f"| `{metric.name}` | {metric.kind} | {labels} | {metric.help} | {metric.origin} |"
 
 
 def settings_table() -> Iterator[str]:

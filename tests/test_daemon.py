@@ -1,5 +1,6 @@
 """The whole daemon as a process: hostile targets beside a good one, signals, bad input."""
 
+import json
 import os
 import signal
 import socket
@@ -8,9 +9,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -122,6 +125,15 @@ class Running:
     def get(self, path: str) -> httpx.Response:
         return httpx.get(self.url + path, timeout=5.0, trust_env=False)
 
+    @contextmanager
+    def stream(self, path: str) -> Iterator[Iterator[str]]:
+        """The lines of an event stream, as long as it is open."""
+        events = {"Accept": "text/event-stream"}
+        with httpx.stream(
+            "GET", self.url + path, headers=events, timeout=10.0, trust_env=False
+        ) as answer:
+            yield answer.iter_lines()
+
     def series(self) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
         return {
             (sample.name.removeprefix("vllm_capacity_"), frozenset(sample.labels.items())): s
@@ -182,8 +194,6 @@ def test_hostile_targets_each_fail_with_their_reason_and_harm_nobody_else() -> N
 
 @contextmanager
 def _hostile_servers() -> Iterator[dict[str, str]]:
-    from contextlib import ExitStack
-
     with ExitStack() as stack:
         yield {kind: stack.enter_context(server(write)) for kind, (write, _) in HOSTILE.items()}
 
@@ -256,6 +266,33 @@ def test_a_signal_ends_it_in_order(number: signal.Signals) -> None:
         assert running.process.returncode == 0, log
         assert '"event": "stopping"' in log
         assert "Traceback" not in log
+
+
+def test_open_streams_follow_the_engine_and_end_with_the_daemon() -> None:
+    with server(page_of(PAGE)) as url:
+        flags = ("--target", url, "--scrape-interval", "1s", "--log.format", "json")
+        with daemon(*flags) as running, ExitStack() as streams:
+            running.wait_for(lambda: running.get("/-/ready").status_code == 200)
+            opened = [
+                streams.enter_context(running.stream("/api/v1/status?engine=0")) for _ in range(20)
+            ]
+            first, second = _documents(opened[0], 2)
+            assert second["sequence"] > first["sequence"]
+            (engine,) = second["targets"][0]["engines"]
+            assert engine["values"]["kv_cache_used_blocks"] == 13
+            began = time.monotonic()
+            running.process.send_signal(signal.SIGTERM)
+            _, log = running.process.communicate(timeout=10)
+            assert time.monotonic() - began < 2.0
+            assert running.process.returncode == 0, log
+            assert "Traceback" not in log
+            for lines in opened[1:]:
+                list(lines)  # a stream that were cut would raise
+
+
+def _documents(lines: Iterator[str], count: int) -> list[dict[str, Any]]:
+    sent = (line.removeprefix("data: ") for line in lines if line.startswith("data: "))
+    return [json.loads(line) for line in islice(sent, count)]
 
 
 def test_a_collection_that_the_end_cuts_off_is_no_fault() -> None:

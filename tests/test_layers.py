@@ -38,7 +38,7 @@ MAY_IMPORT = {
     },
     "daemon": {"", "settings", "fleet_watch", "export", "status", "web"},
     "commands": {
-        *("", "predict", "observe", "compare", "sources", "export", "simulate"),
+        *("", "predict", "observe", "compare", "sources", "export", "simulate", "status"),
         *("settings", "setting_values", "logs", "monitor", "deployment", "daemon", "calibrate"),
     },
     "cli": {"", "commands"},

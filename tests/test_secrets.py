@@ -24,6 +24,8 @@ from vllm_capacity.export.landing_page import landing_page
 from vllm_capacity.observe.startup_log import read_startup_log
 from vllm_capacity.predict import EngineArgs
 from vllm_capacity.settings import resolve_settings
+from vllm_capacity.status.document import EVERYTHING
+from vllm_capacity.web.documents import StatusDocuments, described
 
 # pytest's importlib mode adds no folder to the path.
 sys.path.insert(0, str(Path(__file__).parent))
@@ -120,7 +122,10 @@ def test_a_daemon_that_meets_secrets_everywhere_shows_none(
         with daemon("--config.file", str(settings_file), *flags) as running:
             running.wait_for(lambda: 'source="log"' in running.get("/metrics").text)
             running.wait_for(lambda: 'value="64"' in running.get("/metrics").text)
-            pages = [running.get(path).text for path in ("/metrics", "/", "/-/ready")]
+            paths = ("/metrics", "/", "/-/ready", "/api/v1/status?descriptions=true")
+            pages = [running.get(path).text for path in paths]
+            with running.stream("/api/v1/status") as lines:
+                pages.append(next(line for line in lines if line.startswith("data: ")))
             running.process.terminate()
             said = running.process.communicate(timeout=20)[1]
     assert (
@@ -210,8 +215,16 @@ def test_nothing_that_is_published_or_said_holds_what_was_planted(
     registry = CollectorRegistry()
     fleet = FleetAssessment(targets=(current,))
     registry.register(CapacityCollector(lambda: fleet, with_target=True))
-    shown = [generate_latest(registry).decode(), landing_page(fleet, "/metrics"), repr(said)]
+    documents = StatusDocuments(lambda: fleet, scrape_interval_seconds=5.0)
+    documents.newest()
+    shown = [
+        generate_latest(registry).decode(),
+        landing_page(fleet, "/metrics"),
+        documents.encoded(EVERYTHING, described).decode(),
+        repr(said),
+    ]
     assert 'source="log"' in shown[0]
+    assert '"source":"log"' in shown[2]
     assert S not in "\n".join(shown)
     assert S not in repr(current)
 

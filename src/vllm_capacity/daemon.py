@@ -11,7 +11,10 @@ from vllm_capacity.export.collector import CapacityCollector
 from vllm_capacity.fleet_watch import FleetWatch
 from vllm_capacity.settings import Settings
 from vllm_capacity.web.application import web_application
+from vllm_capacity.web.documents import StatusDocuments
+from vllm_capacity.web.events import StatusStreams
 from vllm_capacity.web.server import WebServer, listening, url_of
+from vllm_capacity.web.status_api import status_routes
 
 log = structlog.get_logger()
 
@@ -41,16 +44,24 @@ class Daemon:
             fleet.start()
             for each in sockets:
                 log.info("serving", address=url_of(each))
+            documents = self._documents(fleet)
+            streams = StatusStreams(documents)
             server = WebServer(
                 web_application(
                     self._registry(fleet),
                     fleet.published,
                     telemetry_path=self._settings.web_telemetry_path,
+                    more_routes=status_routes(documents, streams),
                 )
             )
-            _stop_on_signals(server)
+            _stop_on_signals(server, streams)
             await server.serve(sockets=sockets)
             log.info("stopping")
+
+    def _documents(self, fleet: FleetWatch) -> StatusDocuments:
+        return StatusDocuments(
+            fleet.published, scrape_interval_seconds=self._settings.scrape_interval
+        )
 
     def _registry(self, fleet: FleetWatch) -> CollectorRegistry:
         registry = CollectorRegistry(auto_describe=False)
@@ -67,7 +78,11 @@ class Daemon:
         return registry
 
 
-def _stop_on_signals(server: WebServer) -> None:
+def _stop_on_signals(server: WebServer, streams: StatusStreams) -> None:
+    def stop() -> None:
+        streams.stop()
+        server.stop()
+
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, server.stop)
+        loop.add_signal_handler(number, stop)

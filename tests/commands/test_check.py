@@ -59,7 +59,7 @@ def test_a_server_with_everything_is_told_in_numbers_and_gives_0(
     said = capsys.readouterr().out
     assert "vLLM 0.32.0" in said
     assert "model m, max_model_len 2048" in said
-    assert "KV cache 4% used" in said
+    assert "KV cache 4 % used" in said
     assert re.search(r"Blocks used / predicted / total +13 / \w+ / 349", said)
     assert "not comparable (no_config)" in said
     assert "nothing is missing" in said

@@ -53,7 +53,7 @@ def assessed(name: str, *, every: int = 1) -> dict[str, Moments]:
     """A recording through the daemon's pipeline, by engine; of every so many scrapes one."""
     pipeline, engines = Pipeline(), dict[str, Moments]()
     facts = DeploymentFacts(config=_config(name), given_args=EngineArgs())
-    for t, metrics in list(_scrapes(name))[::every]:
+    for t, metrics in list(scrapes(name))[::every]:
         page = pipeline.read(metrics.encode(), taken_at_seconds=t)
         for assessment in pipeline.assess(page, facts.with_labels(page.engines[0].cache_config)):
             engines.setdefault(assessment.snapshot.engine, []).append((t, assessment))
@@ -69,7 +69,8 @@ def _config(name: str) -> dict[str, object] | None:
     return found
 
 
-def _scrapes(name: str) -> Iterator[tuple[float, str]]:
+def scrapes(name: str) -> Iterator[tuple[float, str]]:
+    """The pages of a recording."""
     with lzma.open(TRACES / f"{name}.jsonl.xz", "rt", encoding="utf-8") as lines:
         for line in lines:
             scrape = json.loads(line)

@@ -9,10 +9,11 @@ from vllm_capacity.commands.engine_flags import add_deployment_flags, deployment
 from vllm_capacity.compare.assessment import EngineAssessment
 from vllm_capacity.compare.fleet import PredictionStatus
 from vllm_capacity.errors import ExpositionError, SourceError
-from vllm_capacity.export.landing_page import facts_of, verdict
 from vllm_capacity.monitor import Pipeline
 from vllm_capacity.observe.engine_snapshot import PageSnapshot
 from vllm_capacity.sources.vllm_http import ServedModel, VllmHttp, new_client
+from vllm_capacity.status.facts import facts_of
+from vllm_capacity.status.verdict import engine_verdict
 
 UNREADABLE, INCOMPLETE = 1, 3
 _MAX_PAGE_BYTES = 8 << 20
@@ -83,9 +84,11 @@ async def _check(args: argparse.Namespace) -> int:
     _print_identity(models, version)
     facts = deployment_facts(args, served=models[0] if models else None, version=version)
     facts = facts.with_labels(snapshot.engines[0].cache_config)
-    for assessment in pipeline.assess(snapshot, facts):
-        _print_engine(assessment)
-    _print_prediction(pipeline.predicted(facts)[0])
+    engines = pipeline.assess(snapshot, facts)
+    prediction = pipeline.predicted(facts)[0]
+    for assessment in engines:
+        _print_engine(assessment, prediction)
+    _print_prediction(prediction)
     return _print_gaps(snapshot)
 
 
@@ -106,8 +109,9 @@ def _print_identity(models: tuple[ServedModel, ...], version: str | None) -> Non
         print(f"  model {model.id}, max_model_len {model.max_model_len or 'unknown'}")
 
 
-def _print_engine(assessment: EngineAssessment) -> None:
-    print(f"\nengine {assessment.snapshot.engine}: {verdict(assessment)}")
+def _print_engine(assessment: EngineAssessment, prediction: PredictionStatus) -> None:
+    sentence = engine_verdict(assessment, prediction).sentence
+    print(f"\nengine {assessment.snapshot.engine}: {sentence}")
     for label, value in facts_of(assessment):
         print(f"  {label:<34} {value}")
 

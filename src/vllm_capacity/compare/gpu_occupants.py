@@ -158,13 +158,22 @@ def _term_errors(
     target: TargetAssessment, engine: EngineAssessment
 ) -> Mapping[str, PredictionError]:
     """Errors of the tightest rank, the one that decides the number of blocks."""
+    measured, predicted = tightest_terms(target, engine.snapshot.engine)
+    return term_errors(measured, predicted)
+
+
+def tightest_terms(target: TargetAssessment, engine: str = "0") -> tuple[MemoryTerms, MemoryTerms]:
+    """What the log measured, and what was predicted without it, of an engine's tightest rank."""
     prediction, log = target.prediction.unaided, target.measured
-    if prediction is None or prediction.budget is None or log is None:
-        return {}
-    tightest = prediction.budgets.index(prediction.budget)
-    dp_rank = _dp_rank((engine.snapshot.engine,))
-    measured = measured_terms(log, dp_rank=dp_rank, rank=tightest)
-    return term_errors(measured, predicted_terms(prediction, tightest))
+    tightest = None
+    if prediction is not None and prediction.budget is not None:
+        tightest = prediction.budgets.index(prediction.budget)
+    return (
+        MemoryTerms()
+        if log is None
+        else measured_terms(log, dp_rank=_dp_rank((engine,)), rank=tightest),
+        predicted_terms(prediction, tightest),
+    )
 
 
 def _headroom(

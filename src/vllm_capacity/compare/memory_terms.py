@@ -1,6 +1,6 @@
 """What one rank of an engine holds of its GPU, term by term: predicted, and measured."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from vllm_capacity.compare.prediction_error import PredictionError
@@ -130,19 +130,22 @@ def _bytes(term: MeasuredTerm | None) -> Bytes | None:
 
 
 #: Terms that a prediction and a log tell of the same thing.
-_COMPARED = ("weights", "activation_peak", "non_torch", "cuda_graph")
+COMPARED = ("weights", "activation_peak", "non_torch", "cuda_graph")
 
 
-def term_errors(measured: MemoryTerms, predicted: MemoryTerms) -> Mapping[str, PredictionError]:
+def term_errors(
+    measured: MemoryTerms, predicted: MemoryTerms, terms: Sequence[str] = COMPARED
+) -> Mapping[str, PredictionError]:
     """By how much each term was mispredicted; a term that either side does not tell has none.
 
     Args:
         measured: at start-up, of the tightest rank.
         predicted: of that rank, without anything that was measured.
+        terms: to look at.
     """
     was, should = measured.by_component(), predicted.by_component()
     return {
         name: PredictionError(measured=was[name], predicted=should[name])
-        for name in _COMPARED
+        for name in terms
         if name in was and name in should
     }

@@ -25,6 +25,7 @@ ARGUMENTS = (
     Metric(
         PREFIX + "engine_argument_info",
         "An argument of vLLM's that moves memory, as a source tells it; the value is 1.",
+        "flags, start-up log, command line of the process, vllm:cache_config_info, /v1/models",
         ("argument", "value", "source"),
         "target",
         _info,
@@ -32,6 +33,7 @@ ARGUMENTS = (
     Metric(
         PREFIX + "engine_argument_conflict",
         "1 if another source contradicts the one that is believed, 0 if it agrees.",
+        "the same sources against each other",
         ("argument", "source", "other"),
         "target",
         _conflict,

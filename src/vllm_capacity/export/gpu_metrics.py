@@ -10,14 +10,14 @@ from vllm_capacity.observe.gpu_reading import GpuReading, MigInstance
 
 
 def _gpu(name: str, help_text: str, read: Callable[[GpuReading], float | None]) -> Metric:
-    return Metric(PREFIX + name, help_text, (), "gpu", lambda gpu: {(): read(gpu)})
+    return Metric(PREFIX + name, help_text, "NVML", (), "gpu", lambda gpu: {(): read(gpu)})
 
 
 def _mig(name: str, help_text: str, read: Callable[[MigInstance], float | None]) -> Metric:
     def values(gpu: GpuReading) -> Values:
         return {(one.uuid,): read(one) for one in gpu.mig_instances}
 
-    return Metric(PREFIX + name, help_text, ("mig_uuid",), "gpu", values)
+    return Metric(PREFIX + name, help_text, "NVML", ("mig_uuid",), "gpu", values)
 
 
 def _mig_info(gpu: GpuReading) -> Values:
@@ -40,6 +40,7 @@ GPU = (
         PREFIX + "gpu_mig_info",
         "A MIG instance of the GPU, and whether it tells its own memory or only its parent does; "
         "the value is 1.",
+        "NVML",
         ("mig_uuid", "profile", "memory"),
         "gpu",
         _mig_info,
@@ -69,6 +70,7 @@ GPU_MEMORY = (
         "GPU memory by component. Source nvml: what is held now, which sums to the driver's used "
         "bytes, its remainder signed; reported: what vLLM said of it at start-up or by its blocks; "
         "predicted: what no measurement went into.",
+        "NVML; the start-up log and vLLM's page; predicted: config.json and engine arguments",
         ("component", "source"),
         "gpu_memory",
         _components,
@@ -76,6 +78,7 @@ GPU_MEMORY = (
     Metric(
         PREFIX + "gpu_memory_budget_bytes",
         "What the engines here may take: GPU memory times gpu_memory_utilization.",
+        "the start-up log, else predicted: the GPU's memory and gpu_memory_utilization",
         (),
         "gpu_memory",
         lambda stack: {(): stack.budget_bytes},
@@ -84,6 +87,7 @@ GPU_MEMORY = (
         PREFIX + "gpu_memory_unaccounted_growth_bytes_per_second",
         "By how much unaccounted memory grows, over the last hour or since the engines here "
         "started.",
+        "NVML: the trend of what nothing accounts for",
         (),
         "gpu_memory",
         lambda stack: {(): stack.unaccounted_growth},
@@ -106,6 +110,7 @@ ATTRIBUTION = (
     Metric(
         PREFIX + "gpu_memory_engine_bytes",
         "GPU memory that processes of this vLLM hold; absent where that is not known.",
+        "NVML: memory of processes; /proc: whose they are",
         _WHERE,
         "target",
         _attributed(lambda one: {(): one.engine_bytes}),
@@ -114,6 +119,7 @@ ATTRIBUTION = (
         PREFIX + "gpu_memory_attribution_info",
         "How GPU memory was attributed to this vLLM: pid, cgroup, exclusive, or none where it "
         "cannot be; the value is 1.",
+        "NVML, /proc, and what the operator says",
         (*_WHERE, "method"),
         "target",
         _attributed(lambda one: {(one.method,): 1.0}),

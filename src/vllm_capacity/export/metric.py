@@ -29,6 +29,7 @@ class Metric:
     Attributes:
         name: with the prefix; a counter's ends in ``_total``.
         help: what it means and in which unit.
+        origin: where its number comes from, in a short phrase.
         labels: beside those of its scope.
         scope: what one series is about.
         read: values by label values, from an EngineAssessment, a TargetAssessment, a GpuReading
@@ -39,6 +40,7 @@ class Metric:
 
     name: str
     help: str
+    origin: str
     labels: tuple[str, ...]
     scope: Scope
     read: Callable[[Any], Mapping[tuple[str, ...], Any]]
@@ -53,15 +55,17 @@ class Metric:
 def of_engine(
     name: str,
     help_text: str,
+    origin: str,
     read: Callable[[EngineAssessment], float | None],
 ) -> Metric:
     """A gauge with one series an engine."""
-    return Metric(PREFIX + name, help_text, (), "engine", lambda a: {(): read(a)})
+    return Metric(PREFIX + name, help_text, origin, (), "engine", lambda a: {(): read(a)})
 
 
 def of_engine_by(
     name: str,
     help_text: str,
+    origin: str,
     label: str,
     read: Callable[[EngineAssessment], Mapping[str, float | None]],
 ) -> Metric:
@@ -69,6 +73,7 @@ def of_engine_by(
     return Metric(
         PREFIX + name,
         help_text,
+        origin,
         (label,),
         "engine",
         lambda a: {(value,): number for value, number in read(a).items()},
@@ -76,15 +81,16 @@ def of_engine_by(
 
 
 def of_target(
-    name: str, help_text: str, read: Callable[[TargetAssessment], float | None]
+    name: str, help_text: str, origin: str, read: Callable[[TargetAssessment], float | None]
 ) -> Metric:
     """A gauge with one series a target."""
-    return Metric(PREFIX + name, help_text, (), "target", lambda t: {(): read(t)})
+    return Metric(PREFIX + name, help_text, origin, (), "target", lambda t: {(): read(t)})
 
 
 def of_target_by(
     name: str,
     help_text: str,
+    origin: str,
     label: str,
     read: Callable[[TargetAssessment], Mapping[str, float | None]],
 ) -> Metric:
@@ -92,6 +98,7 @@ def of_target_by(
     return Metric(
         PREFIX + name,
         help_text,
+        origin,
         (label,),
         "target",
         lambda t: {(value,): number for value, number in read(t).items()},

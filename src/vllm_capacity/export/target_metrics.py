@@ -51,36 +51,43 @@ BUDGET = (
     of_target(
         "predicted_kv_cache_bytes_per_token",
         "KV cache bytes that one token takes on each GPU.",
+        "predicted: config.json and engine arguments",
         _predicted(lambda p: max(p.bytes_per_token) if p.bytes_per_token else None),
     ),
     of_target(
         "predicted_weights_bytes",
         "Bytes of the model's weights on the fullest GPU.",
+        "predicted: config.json and engine arguments",
         _predicted(lambda p: max(p.weights_bytes) if p.weights_bytes else None),
     ),
     of_target(
         "predicted_activation_peak_bytes",
         "Peak of the profiling run's activations, an estimate.",
+        "the start-up log, else predicted: config.json and engine arguments",
         _budgeted(lambda b: b.activation_peak_bytes),
     ),
     of_target(
         "predicted_non_torch_bytes",
         "Memory outside PyTorch's allocator, an estimate.",
+        "the start-up log, else estimated from start-ups measured on H100",
         _budgeted(lambda b: b.non_torch_bytes),
     ),
     of_target(
         "predicted_cuda_graph_bytes",
         "Memory of captured CUDA graphs, an estimate.",
+        "the start-up log, else estimated from start-ups measured on H100",
         _budgeted(lambda b: b.cuda_graph_bytes),
     ),
     of_target(
         "predicted_requested_bytes",
         "GPU memory times gpu_memory_utilization: what vLLM may take.",
+        "predicted: the GPU's memory and gpu_memory_utilization",
         _budgeted(lambda b: b.requested_bytes),
     ),
     Metric(
         PREFIX + "prediction_term_info",
         "How each predicted memory term was obtained: derived, estimated or measured; 1.",
+        "the prediction itself",
         ("term", "origin"),
         "target",
         _term_info,
@@ -88,6 +95,7 @@ BUDGET = (
     Metric(
         PREFIX + "prediction_supported",
         "1 if predicted and measured capacity can be compared, 0 if not, with the reason.",
+        "the prediction itself",
         ("reason",),
         "target",
         lambda t: {(t.prediction.reason,): float(t.prediction.supported)},
@@ -95,6 +103,7 @@ BUDGET = (
     Metric(
         PREFIX + "prediction_info",
         "What the prediction was made for; the value is 1.",
+        "the prediction itself",
         ("calculator_version", "architecture", "kv_dtype", "tensor_parallel_size"),
         "target",
         _prediction_info,
@@ -112,18 +121,21 @@ SOURCES = (
     of_target_by(
         "source_up",
         "1 if the last collection from the source worked, 0 if it failed.",
+        "this exporter's collections",
         "source",
         _health(lambda h: None if h.up is None else float(h.up)),
     ),
     of_target_by(
         "last_success_timestamp_seconds",
         "Unix time of the last collection that worked.",
+        "this exporter's collections",
         "source",
         _health(lambda h: h.last_success_timestamp_seconds),
     ),
     Metric(
         PREFIX + "collection_duration_seconds",
         "Time that a collection took.",
+        "this exporter's collections",
         ("source",),
         "target",
         lambda t: {(source,): health for source, health in t.health.items()},
@@ -132,6 +144,7 @@ SOURCES = (
     Metric(
         PREFIX + "collection_errors_total",
         "Collections that failed, by reason.",
+        "this exporter's collections",
         ("source", "reason"),
         "target",
         lambda t: {
@@ -144,15 +157,20 @@ SOURCES = (
     of_target_by(
         "source_metric_present",
         "1 if the metric is on vLLM's page under any of its names, 0 if it is missing.",
+        "vLLM's page",
         "metric",
         lambda t: {name: float(present) for name, present in t.metric_present.items()},
     ),
     of_target(
-        "source_response_bytes", "Size of vLLM's last metrics page.", lambda t: t.response_bytes
+        "source_response_bytes",
+        "Size of vLLM's last metrics page.",
+        "vLLM's page",
+        lambda t: t.response_bytes,
     ),
     Metric(
         PREFIX + "target_info",
         "What the target is; the value is 1.",
+        "vLLM's /version, and the engines on its page",
         ("vllm_version", "engine_count"),
         "target",
         lambda t: {(t.vllm_version or "unknown", str(len(t.engines))): 1.0} if t.engines else {},
@@ -163,6 +181,7 @@ EXPORTER = (
     Metric(
         PREFIX + "build_info",
         "What is running; the value is 1.",
+        "this exporter",
         ("version", "python_version", "revision"),
         "exporter",
         lambda revision: {(__version__, platform.python_version(), revision): 1.0},
