@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.real
 
-MEASURED_SECONDS = 60
+MEASURED_SECONDS = 30
 
 
 def test_at_five_seconds_the_daemon_costs_less_than_a_hundredth_of_a_core_and_sixty_megabytes(
