@@ -41,9 +41,10 @@ real: .venv/development ## the tests against a real vLLM (CPU build, 3.5 GB in a
 	CPU_VLLM_PYTHON="$$(.ci/vllm-environment)" && export CPU_VLLM_PYTHON && \
 	  $(BIN)/python -m pytest -m real $(ARGS)
 
-bench: .venv/development ## what parsing a page, a collection and 1,000 engines cost
+bench: .venv/development ## what parsing a page, a collection, an hour of history and 1,000 engines cost
 	$(BIN)/python benchmarks/parse_page.py
 	$(BIN)/python benchmarks/tick.py
+	$(BIN)/python benchmarks/history.py
 
 dashboards: .venv/development ## write the dashboards from their code
 	$(BIN)/python dashboards/build.py
