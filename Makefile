@@ -42,9 +42,10 @@ real: .venv/development ## the tests against a real vLLM (CPU build, 3.5 GB in a
 	CPU_VLLM_PYTHON="$$(.ci/vllm-environment)" && export CPU_VLLM_PYTHON && \
 	  $(BIN)/python -m pytest -m real $(ARGS)
 
-bench: .venv/development ## what parsing a page, a collection and ENGINES=1000 cost
+bench: .venv/development ## what parsing a page, a collection and ENGINES=1000 cost, and an hour of history
 	$(BIN)/python benchmarks/parse_page.py
 	$(BIN)/python benchmarks/tick.py $(ENGINES)
+	$(BIN)/python benchmarks/history.py $(ENGINES)
 
 dashboards: .venv/development ## write the dashboards from their code
 	$(BIN)/python dashboards/build.py

@@ -327,6 +327,23 @@ def test_the_simulated_engine_is_predicted_as_it_is() -> None:
         assert "simulated-llama-8b" in running.get("/").text
 
 
+def test_the_api_tells_history_and_what_if_of_the_simulated_engine() -> None:
+    with daemon("--simulate", "--scrape-interval", "500ms") as running:
+
+        def rows() -> list[float]:
+            answer = running.get("/api/v1/history")
+            found: list[float] = answer.json().get("columns", {}).get("timestamp_seconds", [])
+            return found
+
+        running.wait_for(lambda: len(rows()) > 1, seconds=40)
+        assert time.time() - 60 < rows()[0] < rows()[1] < time.time()
+        document = running.get("/api/v1/predict?kv_cache_dtype=fp8").json()
+        series = {name: value for (name, _), value in running.series().items()}
+        assert document["today"]["blocks"] == series["predicted_kv_cache_blocks"]
+        assert document["difference"]["capacity_tokens"] > 0
+        assert running.get("/api/v1/nothing").headers["content-type"] == "application/problem+json"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

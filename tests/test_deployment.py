@@ -15,7 +15,7 @@ from vllm_capacity.deployment import (
     started_with,
     started_with_at_least,
 )
-from vllm_capacity.predict import EngineArgs, KVCacheLayout, gpu_named
+from vllm_capacity.predict import EngineArgs, KVCacheLayout, gpu_named, predict
 from vllm_capacity.predict.memory.budget import Estimate
 from vllm_capacity.predict.memory.calibration import Calibration
 from vllm_capacity.units import GIB, Bytes
@@ -141,3 +141,20 @@ def test_a_calibrated_prediction_stands_beside_the_one_that_no_log_went_into() -
     assert status.prediction.budget is not None
     assert status.prediction.budget.weights_bytes == 5 * GIB
     assert status.uncalibrated == plain.prediction
+
+
+@pytest.mark.parametrize("is_calibrated", [False, True])
+def test_the_deployment_that_was_predicted_is_kept_to_be_asked_again(is_calibrated: bool) -> None:
+    measured = Estimate(
+        bytes=Bytes(5 * GIB), low=Bytes(5 * GIB), high=Bytes(5 * GIB), origin="measured"
+    )
+    calibration = Calibration(source="vllm.log", weights_bytes=measured)
+    facts = DeploymentFacts(
+        given_args=NOTHING_GIVEN,
+        config=LLAMA,
+        gpu=gpu_named("H100"),
+        calibration=calibration if is_calibrated else None,
+    )
+    status = predict_deployment(facts)
+    assert status.deployment is not None
+    assert predict(status.deployment) == status.prediction

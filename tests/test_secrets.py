@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,10 +26,16 @@ from vllm_capacity.observe.startup_log import read_startup_log
 from vllm_capacity.predict import EngineArgs
 from vllm_capacity.settings import resolve_settings
 from vllm_capacity.status.document import EVERYTHING
+from vllm_capacity.status.history import History
 from vllm_capacity.web.documents import StatusDocuments, described
+from vllm_capacity.web.history_api import history_route
+from vllm_capacity.web.predict_api import predict_route
 
 # pytest's importlib mode adds no folder to the path.
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent / "web"))
+
+from asked import get_all
 
 from test_daemon import daemon
 from test_monitor import Watched
@@ -227,6 +234,36 @@ def test_nothing_that_is_published_or_said_holds_what_was_planted(
     assert '"source":"log"' in shown[2]
     assert S not in "\n".join(shown)
     assert S not in repr(current)
+
+
+ASKED = (
+    "/api/v1/history",
+    f"/api/v1/history?target=https://me:{S}@host",
+    "/api/v1/predict?kv_cache_dtype=fp8",
+    f"/api/v1/predict?api_key={S}&hf_token={S}",
+    f"/api/v1/predict?max_num_seqs=https://me:{S}@host",
+    "/api/v1/predict?tensor_parallel_size=3",
+)
+
+
+@settings(max_examples=20, deadline=None)
+@given(PLANTED, NAMES)
+def test_no_answer_of_history_or_predict_holds_what_was_planted(
+    tmp_path_factory: pytest.TempPathFactory, words: list[str], name: str
+) -> None:
+    log = tmp_path_factory.mktemp("logs") / "vllm.log"
+    log.write_text(in_a_log(name))
+    watched = Watched(log=log, model_config=MODEL)
+    watched.command_lines = [["vllm", "serve", "m", *words]]
+    watched.collect()
+    watched.collect()
+    published = FleetAssessment(targets=(watched.monitor.current(),))
+    history = History(5.0)
+    history.record(published.targets[0], time.time())
+    routes = [history_route(history, lambda: published), predict_route(lambda: published)]
+    answers = get_all(ASKED, published, routes)
+    assert {answer.status_code for answer in answers} <= {200, 400, 404, 409, 422}
+    assert S not in "".join(answer.text for answer in answers)
 
 
 @given(NAMES)

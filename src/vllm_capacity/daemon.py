@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import time
 from contextlib import AsyncExitStack
 
 import structlog
@@ -10,9 +11,12 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 from vllm_capacity.export.collector import CapacityCollector
 from vllm_capacity.fleet_watch import FleetWatch
 from vllm_capacity.settings import Settings
+from vllm_capacity.status.history import History
 from vllm_capacity.web.application import web_application
 from vllm_capacity.web.documents import StatusDocuments
 from vllm_capacity.web.events import StatusStreams
+from vllm_capacity.web.history_api import history_route
+from vllm_capacity.web.predict_api import predict_route
 from vllm_capacity.web.server import WebServer, listening, url_of
 from vllm_capacity.web.status_api import status_routes
 
@@ -41,6 +45,8 @@ class Daemon:
             for each in sockets:
                 stack.callback(each.close)
             fleet = await stack.enter_async_context(FleetWatch(self._settings))
+            history = History(self._settings.scrape_interval)
+            fleet.on_collected(lambda target: history.record(target, time.time()))
             fleet.start()
             for each in sockets:
                 log.info("serving", address=url_of(each))
@@ -51,7 +57,11 @@ class Daemon:
                     self._registry(fleet),
                     fleet.published,
                     telemetry_path=self._settings.web_telemetry_path,
-                    more_routes=status_routes(documents, streams),
+                    more_routes=[
+                        *status_routes(documents, streams),
+                        history_route(history, fleet.published),
+                        predict_route(fleet.published),
+                    ],
                 )
             )
             _stop_on_signals(server, streams)

@@ -103,7 +103,10 @@ def predict_deployment(facts: DeploymentFacts) -> PredictionStatus:
     except EngineArgsError as error:
         return PredictionStatus(prediction=None, reason="bad_arguments", message=str(error))
     return PredictionStatus(
-        prediction=prediction, uncalibrated=uncalibrated, **_verdict(prediction)
+        prediction=prediction,
+        uncalibrated=uncalibrated,
+        deployment=deployment,
+        **_verdict(prediction),
     )
 
 

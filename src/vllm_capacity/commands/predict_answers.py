@@ -17,13 +17,13 @@ from vllm_capacity.predict.answers import (
     fewest_gpus,
     longest_context,
     predicted_failure,
+    read_workload,
     shared_prefix,
     workload_capacity,
 )
 from vllm_capacity.predict.fields import Fields
 from vllm_capacity.units import format_gib
 
-_MAX_TOKENS = 1 << 32
 #: Flag and key of each size of a workload, and what it means.
 WORKLOAD_FLAGS = (
     ("mean_prompt_tokens", "tokens of a prompt, on average"),
@@ -81,17 +81,9 @@ def read_question(fields: Fields) -> Question:
     Raises:
         EngineArgsError: the workload cannot be; what is missing goes to ``fields.faults``.
     """
-    sizes = {
-        name: fields.integer(name, minimum=0, maximum=_MAX_TOKENS) for name, _ in WORKLOAD_FLAGS
-    }
     users = fields.integer("users", maximum=1 << 30)
-    given = {name: value for name, value in sizes.items() if value is not None}
-    for name in ("mean_prompt_tokens", "mean_output_tokens"):
-        if (given or users is not None) and name not in given:
-            fields.fault(name, "is missing; a workload needs both mean sizes")
-    if fields.faults or not given:
-        return Question(workload=None, users=None)
-    return Question(workload=Workload(**given), users=users)
+    workload = read_workload(fields, is_needed=users is not None)
+    return Question(workload=workload, users=None if workload is None else users)
 
 
 def answers(deployment: Deployment, question: Question) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from vllm_capacity.compare.gpu_memory import GpuMemoryStack
 from vllm_capacity.compare.started_with import StartedWith
 from vllm_capacity.observe.gpu_reading import GpuReading
 from vllm_capacity.observe.measured_memory import MeasuredMemory
-from vllm_capacity.predict import Prediction
+from vllm_capacity.predict import Deployment, Prediction
 from vllm_capacity.units import Bytes
 
 DURATION_BOUNDS_SECONDS = (0.01, 0.05, 0.25, 1.0, 5.0, float("inf"))
@@ -86,12 +86,15 @@ class PredictionStatus:
         message: the same in a sentence, with what to do.
         uncalibrated: the prediction that no start-up log went into, where one went into
             ``prediction``; a log's terms are graded by it alone.
+        deployment: what ``prediction`` was made of, to be predicted again with other arguments;
+            None where nothing could be described.
     """
 
     prediction: Prediction | None
     reason: str
     message: str
     uncalibrated: Prediction | None = None
+    deployment: Deployment | None = None
 
     @property
     def unaided(self) -> Prediction | None:

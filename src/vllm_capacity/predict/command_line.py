@@ -6,6 +6,7 @@ Source: vLLM 0.32 ``utils/argparse_utils.py``, ``FlexibleArgumentParser.parse_ar
 
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -42,6 +43,25 @@ def arguments_of(words: Sequence[str]) -> dict[str, Any]:
         if word.startswith("-") and word.strip("-"):
             position = _take(mapping, words, position, _split(word))
     return mapping
+
+
+def flags_of(arguments: Mapping[str, Any]) -> str:
+    """Arguments as vLLM's own flags, ready for a shell; ``arguments_of`` reads them back.
+
+    Args:
+        arguments: by vLLM's names, none of them None; some of ``ENGINE_FLAGS``.
+    """
+    return shlex.join(word for name, value in arguments.items() for word in _words(name, value))
+
+
+def _words(name: str, value: Any) -> list[str]:
+    dashed = name.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{dashed}" if value else f"--no-{dashed}"]
+    if isinstance(value, list | tuple):
+        return [f"--{dashed}", *map(str, value)]
+    text = json.dumps(value) if isinstance(value, Mapping) else str(value)
+    return [f"--{dashed}={text}"] if text.startswith("-") else [f"--{dashed}", text]
 
 
 def starts_a_server(words: Sequence[str]) -> bool:

@@ -1,6 +1,7 @@
 """The vLLM arguments that move memory, and how their values are written."""
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -244,4 +245,5 @@ def parsed_number(text: str, kind: type) -> Any:
     match = _HUMAN.fullmatch(text)
     if match is None or (match[2].isupper() and "." in match[1]):
         return {"auto": -1}.get(text, text)
-    return int(float(match[1]) * _UNITS[match[2]])
+    number = float(match[1]) * _UNITS[match[2]]
+    return int(number) if math.isfinite(number) else text

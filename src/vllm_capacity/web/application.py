@@ -12,6 +12,7 @@ from starlette.routing import BaseRoute, Route
 
 from vllm_capacity.compare.fleet import FleetAssessment, TargetAssessment
 from vllm_capacity.export.landing_page import landing_page
+from vllm_capacity.web.problems import PROBLEM_HANDLERS
 
 _SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'",
@@ -61,7 +62,8 @@ def web_application(
             Route("/-/healthy", healthy),
             Route("/-/ready", ready),
             *more_routes,
-        ]
+        ],
+        exception_handlers=PROBLEM_HANDLERS,
     )
 
 

@@ -1,15 +1,17 @@
 """How many requests of a workload a planned KV cache holds at once."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from vllm_capacity.errors import EngineArgsError, Fault
+from vllm_capacity.predict.fields import Fields
 from vllm_capacity.predict.kv_cache.plan import KVCachePlan
 from vllm_capacity.units import Blocks, Bytes, Tokens
 
 #: Groups whose cached blocks later requests share token by token. Windows and states are counted
 #: unshared: what they keep of a prefix is soon let go.
 _SHARING_KINDS = frozenset({"full_attention", "mla_attention"})
+_MAX_TOKENS = 1 << 32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,6 +65,28 @@ class Workload:
                 self.p95_output_tokens or self.mean_output_tokens
             )
         return {basis: Tokens(tokens) for basis, tokens in sizes.items()}
+
+
+#: A workload's numbers, by name.
+WORKLOAD_SIZES = tuple(field.name for field in fields(Workload))
+
+
+def read_workload(values: Fields, *, is_needed: bool = False) -> Workload | None:
+    """The workload in an object with the keys of ``WORKLOAD_SIZES``; None where there is none.
+
+    Args:
+        values: the object; what is missing or no number goes to its ``faults``.
+        is_needed: whether its mean sizes are asked for even if none is given.
+
+    Raises:
+        EngineArgsError: the workload cannot be.
+    """
+    sizes = {name: values.integer(name, minimum=0, maximum=_MAX_TOKENS) for name in WORKLOAD_SIZES}
+    given = {name: value for name, value in sizes.items() if value is not None}
+    for name in ("mean_prompt_tokens", "mean_output_tokens"):
+        if (given or is_needed) and not values.has(name):
+            values.fault(name, "is missing; a workload needs both mean sizes")
+    return None if values.faults or not given else Workload(**given)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,6 +145,16 @@ def workload_capacity(
         _capacity(plan, basis, tokens, shared, max_num_seqs)
         for basis, tokens in workload.sizes().items()
     )
+
+
+def full_length_capacity(plan: KVCachePlan, *, max_num_seqs: int | None) -> WorkloadCapacity:
+    """Requests of ``max_model_len`` tokens that run at once, whole ones.
+
+    Args:
+        plan: the cache; one that does not start holds nothing.
+        max_num_seqs: vLLM's limit, None where unknown.
+    """
+    return _capacity(plan, "full_length", plan.max_model_len, Blocks(0), max_num_seqs)
 
 
 def _capacity(
