@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import os
+import sys
 
 from vllm_capacity.commands.engine_flags import add_engine_flags, engine_words
 from vllm_capacity.settings import SETTINGS, Setting, read_settings_file, resolve_settings
@@ -38,6 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until told to stop."""
+    # httpx loads its own command line, and click and rich with it, where they are installed: 4 MB.
+    sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
+
     from vllm_capacity.daemon import Daemon  # noqa: PLC0415 (after faults are out of the way)
     from vllm_capacity.logs import configure_logs  # noqa: PLC0415
 
