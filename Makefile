@@ -38,7 +38,7 @@ rules: ## the alert rules by promtool, where it is installed
 alert-report: .venv/development ## when every alert fires in recordings and scenarios: docs/alerts.md, and to a webhook
 	$(BIN)/python tests/alerts_played/report.py --webhook
 
-real: .venv/development ## the tests against a real vLLM (CPU build, 3.5 GB in a cache folder) and Prometheus
+real: .venv/development ## the tests against a real vLLM (CPU build, 3.5 GB in a cache folder), Prometheus and Chromium
 	CPU_VLLM_PYTHON="$$(.ci/vllm-environment)" && export CPU_VLLM_PYTHON && \
 	  $(BIN)/python -m pytest -m real $(ARGS)
 
@@ -53,7 +53,8 @@ dashboards: .venv/development ## write the dashboards from their code
 manifests: .venv/development ## write what deploy/ repeats of rules and dashboards
 	$(BIN)/python deploy/build.py
 
-screenshots: dashboards ## draw every dashboard over recordings (six minutes; needs prometheus, chromium, npm)
+screenshots: dashboards ## the page and every dashboard over recordings (six minutes; needs prometheus, chromium, npm)
+	$(BIN)/python docs/images/shoot_page.py
 	$(BIN)/python dashboards/pictures/shoot.py
 
 docs: .venv/development ## write the tables of the documentation from the code

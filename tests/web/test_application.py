@@ -183,7 +183,7 @@ def test_every_row_of_the_catalogue_is_a_family_of_its_type() -> None:
         assert types[metric.name] == metric.kind
 
 
-def test_a_hostile_model_name_stays_a_label_and_stays_text() -> None:
+def test_a_hostile_model_name_stays_a_label() -> None:
     hostile = '<script>alert(1)</script>\\"\\\\'
     page = PAGE.replace(b"./small-llama", hostile.encode())
     published = fleet(target(page=page))
@@ -193,15 +193,6 @@ def test_a_hostile_model_name_stays_a_label_and_stays_text() -> None:
         if name == "vllm_capacity_kv_cache_blocks"
     }
     assert names == {'<script>alert(1)</script>"\\'}
-    assert "<script" not in get("/", published).text
-
-
-def test_the_landing_page_says_how_full_and_how_much_more() -> None:
-    response = get("/", fleet())
-    assert "KV cache 4% used" in response.text
-    assert "room for" in response.text
-    assert "default-src 'none'" in response.headers["content-security-policy"]
-    assert "http://" not in response.text.replace("http://a:8000", "")
 
 
 def test_healthy_means_alive_and_ready_means_that_somebody_answered() -> None:

@@ -1,4 +1,4 @@
-"""The web server's pages: ``/metrics``, ``/``, ``/-/healthy``, ``/-/ready``."""
+"""The web application: ``/metrics``, ``/-/healthy``, ``/-/ready``, the page, what more there is."""
 
 import gzip
 from collections.abc import Callable, Sequence
@@ -7,20 +7,13 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from vllm_capacity.compare.fleet import FleetAssessment, TargetAssessment
-from vllm_capacity.export.landing_page import landing_page
 from vllm_capacity.web.problems import PROBLEM_HANDLERS
+from vllm_capacity.web.static import page_routes
 
-_SECURITY_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'",
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",
-}
 _GZIP_FROM_BYTES = 1024
 
 
@@ -44,9 +37,6 @@ def web_application(
             headers["Content-Encoding"] = "gzip"
         return Response(page, headers=headers)
 
-    async def landing(_: Request) -> Response:
-        return HTMLResponse(landing_page(published(), telemetry_path), headers=_SECURITY_HEADERS)
-
     async def healthy(_: Request) -> Response:
         return PlainTextResponse("vllm-capacity is healthy.\n")
 
@@ -58,9 +48,9 @@ def web_application(
     return Starlette(
         routes=[
             Route(telemetry_path, metrics),
-            Route("/", landing),
             Route("/-/healthy", healthy),
             Route("/-/ready", ready),
+            *page_routes(telemetry_path),
             *more_routes,
         ],
         exception_handlers=PROBLEM_HANDLERS,
