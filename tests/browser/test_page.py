@@ -11,6 +11,7 @@ import httpx
 import pytest
 from exporter import Exporter
 from fleets import NOTHING_KNOWN, NOW, PAGE, fleet, known, on_gpu, recorded, silent, target
+from playwright.sync_api import expect
 from recordings import assessed
 from shown_numbers import STATE_SETS, disagreements, series
 
@@ -388,6 +389,25 @@ def test_what_if_shows_what_the_predictor_says_and_the_flags_for_it(opened: Open
             answer["changed"]["capacity_tokens"],
             answer["difference"]["capacity_tokens"],
         ]
+
+
+def test_what_if_follows_the_engine(opened: Open) -> None:
+    with Exporter(fleet(recorded("steady", BUSY))) as exporter:
+        page = opened(exporter.url)
+        page.wait_for()
+        page.of("#whatif").scroll_into_view_if_needed()
+        room = page.of("#whatif-rows tr").last.locator("td").first
+        expect(room).to_have_text(str(room_for_more(exporter)))
+        before = room_for_more(exporter)
+        page.evaluate("performance.now = () => 1e9")
+        page.wait_for(exporter.publish(fleet(recorded("ramp", FULL))))
+        assert room_for_more(exporter) != before
+        expect(room).to_have_text(str(room_for_more(exporter)))
+
+
+def room_for_more(exporter: Exporter) -> int:
+    answer = httpx.get(exporter.url + "api/v1/predict").json()
+    return int(answer["today"]["headroom_requests"])
 
 
 def test_what_if_says_what_cannot_be_at_the_field(opened: Open) -> None:

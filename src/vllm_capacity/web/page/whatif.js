@@ -19,7 +19,9 @@ const FIELDS = ["kv_cache_dtype", "max_num_seqs", "max_num_batched_tokens", "gpu
   "max_model_len", "mean_prompt_tokens", "mean_output_tokens"];
 const DTYPES = ["", "fp8", "auto"];
 
-let subject, timer, controller, isSeen = false, isAsked = false;
+const OLD_MILLISECONDS = 14000;
+
+let subject, timer, controller, isSeen = false, askedAt;
 
 export function setUpWhatIf() {
   const form = byId("whatif-form");
@@ -30,8 +32,8 @@ export function setUpWhatIf() {
   const button = byId("whatif-copy");
   button.addEventListener("click", () => copy(byId("whatif-flags").textContent, button));
   new IntersectionObserver((entries) => {
-    isSeen = entries.some((entry) => entry.isIntersecting) || isSeen;
-    if (isSeen && !isAsked) ask();
+    isSeen = entries.at(-1).isIntersecting;
+    askIfOld();
   }).observe(byId("whatif"));
 }
 
@@ -50,9 +52,13 @@ export function lookAtWhatIf(target, engine) {
   if (!isKnown(engine.engine)) return;
   const isSame = subject?.target === target.target && subject?.engine === engine.engine;
   subject = { target: target.target, engine: engine.engine };
-  if (isSame) return;
-  isAsked = false;
-  if (isSeen) later();
+  if (!isSame) askedAt = undefined;
+  askIfOld();
+}
+
+/** Today's numbers follow the engine, while somebody looks. */
+function askIfOld() {
+  if (isSeen && !(performance.now() - askedAt < OLD_MILLISECONDS)) ask();
 }
 
 function later() {
@@ -63,7 +69,7 @@ function later() {
 async function ask() {
   clearTimeout(timer);
   if (!subject) return;
-  isAsked = true;
+  askedAt = performance.now();
   controller?.abort();
   controller = new AbortController();
   const { signal } = controller;
