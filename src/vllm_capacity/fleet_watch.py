@@ -53,6 +53,7 @@ class FleetWatch:
         self._processes: list[ProcessWatch] = []
         self._gpus: GpuMonitor | None = None
         self._gpu_watch = GpuWatch()
+        self._listeners: list[Callable[[TargetAssessment], None]] = []
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
@@ -69,6 +70,10 @@ class FleetWatch:
         self._stack.callback(scheduler.shutdown, wait=False)
         scheduler.start()
 
+    def on_collected(self, listener: Callable[[TargetAssessment], None]) -> None:
+        """Tell ``listener`` of a target after each collection from it, a failed one too."""
+        self._listeners.append(listener)
+
     @property
     def has_several_targets(self) -> bool:
         """Whether a series must say which target it is about."""
@@ -82,6 +87,11 @@ class FleetWatch:
             targets = [replace(t, health={**t.health, "nvml": gpus.health}) for t in targets]
             targets = self._attributed(targets, gpus.readings)
         return self._gpu_watch.assessed(targets, () if gpus is None else gpus.readings)
+
+    async def _collect_engine(self, monitor: Monitor) -> None:
+        await monitor.collect_engine()
+        for listener in self._listeners:
+            listener(monitor.current())
 
     async def _collect_gpus(self, gpus: GpuMonitor) -> None:
         await gpus.collect()
@@ -167,7 +177,7 @@ class FleetWatch:
         for watch in self._processes:
             _every(scheduler, interval, watch.collect)
         for monitor in self._monitors:
-            _every(scheduler, interval, monitor.collect_engine)
+            _every(scheduler, interval, partial(self._collect_engine, monitor))
             _every(scheduler, interval, monitor.collect_identity)
             _every(scheduler, _CONFIG_SECONDS, monitor.collect_config)
             _every(scheduler, interval, monitor.collect_log)
