@@ -8,8 +8,9 @@ COPY src ./src
 # The environment has no pip; the wheel's modules are compiled here, since nothing can be written later.
 RUN python -m pip wheel --no-cache-dir --no-deps --wheel-dir /build/dist . \
  && python -m venv --without-pip /opt/vllm-capacity \
+ && set -- /build/dist/*.whl \
  && python -m pip --python /opt/vllm-capacity/bin/python install --no-cache-dir --compile \
-      --constraint constraints.txt /build/dist/*.whl
+      --constraint constraints.txt "$1[top]"
 
 FROM ${PYTHON_IMAGE}
 LABEL org.opencontainers.image.title="vllm-capacity" \

@@ -18,10 +18,11 @@ from vllm_capacity.predict.parallel import Rank, ranks
 from vllm_capacity.settings import DEFAULT_PORT, SETTINGS, Setting
 
 DOCS = Path(__file__).parent
-sys.path[:0] = [str(DOCS.parent / "tests" / name) for name in ("predict", "compare")]
+sys.path[:0] = [str(DOCS.parent / "tests" / name) for name in ("predict", "compare", "top")]
 
 from answered import differences, predicted  # noqa: E402 (the tests' own comparison)
 from foreseen import foreseen  # noqa: E402
+from played_screen import pictured  # noqa: E402
 from recorded import DATA, rows  # noqa: E402
 from recordings import RECORDINGS, Moments, accuracy, assessed  # noqa: E402
 
@@ -146,6 +147,13 @@ def accuracy_table() -> Iterator[str]:
         yield f"| {which} | {errors} | {a.held:.0%} | {a.width:.1%} | {a.anchored:.0%} |"
 
 
+def top_screen() -> Iterator[str]:
+    """What ``top`` shows of a recording, drawn now."""
+    yield "```text"
+    yield from pictured("ramp2", 105.0)
+    yield "```"
+
+
 def _engines() -> Iterator[tuple[str, Moments]]:
     for name in RECORDINGS:
         for engine, moments in sorted(assessed(name).items()):
@@ -156,6 +164,7 @@ TABLES: dict[str, dict[str, Callable[[], Iterator[str]]]] = {
     "metrics.md": {"metrics": metrics_table, "gaps": gaps_table},
     "configuration.md": {"settings": settings_table},
     "live.md": {"foreseen": foreseen_table, "accuracy": accuracy_table},
+    "top.md": {"screen": top_screen},
     "architectures.md": {"oracle": oracle_table, "architectures": architectures_table},
 }
 

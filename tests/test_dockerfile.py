@@ -222,6 +222,13 @@ def test_the_program_of_the_image_runs_and_writes_nothing(built: Path) -> None:
 
 
 @pytest.mark.real
+def test_the_screen_of_top_is_in_the_image(built: Path) -> None:
+    shown = in_image(built, *json.loads(last("ENTRYPOINT")), "top", "--once", "--simulate")
+    assert shown.returncode == 0, shown.stderr
+    assert "KV cache" in shown.stdout
+
+
+@pytest.mark.real
 def test_the_image_holds_compiled_modules_and_no_installer(built: Path) -> None:
     installed = built / ENVIRONMENT.lstrip("/")
     assert list(installed.rglob("vllm_capacity/__pycache__/*.pyc"))

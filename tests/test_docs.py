@@ -1,5 +1,6 @@
 """Documentation that fails when it lies."""
 
+import argparse
 import doctest
 import importlib
 import json
@@ -11,12 +12,14 @@ from pathlib import Path
 import pytest
 
 from vllm_capacity.cli import COMMANDS
+from vllm_capacity.commands import top
 from vllm_capacity.commands.check import GAPS
 from vllm_capacity.commands.predict_answers import WORKLOAD_FLAGS
 from vllm_capacity.commands.record import OPTIONS as RECORD_OPTIONS
 from vllm_capacity.export.catalogue import CATALOGUE
 from vllm_capacity.export.metric import PREFIX
 from vllm_capacity.observe.metric_names import EXPECTED_METRICS
+from vllm_capacity.predict.engine_flags import ENGINE_FLAGS
 from vllm_capacity.settings import SETTINGS
 
 ROOT = Path(__file__).parent.parent
@@ -64,12 +67,11 @@ def test_every_link_between_pages_leads_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_every_flag_that_a_page_gives_our_command_exists(page: Path) -> None:
-    from vllm_capacity.predict.engine_flags import ENGINE_FLAGS
-
     known = {f"--{setting.name}" for setting in SETTINGS}
     known |= {f"--no-{setting.name}" for setting in SETTINGS if not setting.metavar}
     known |= {f"--{flag.name.replace('_', '-')}" for flag in ENGINE_FLAGS}
     known |= {"--config.file", "--jsonl", "--help", "--version", "--env", "--flashinfer"}
+    known |= {"--once", "--interval", "--no-color"}
     known |= {"--json", "--calibrate-from", "--save-profile", "--users"}
     known |= {f"--{name.replace('_', '-')}" for name, _ in WORKLOAD_FLAGS}
     known |= {"--redact", *(f"--{option.name}" for option in RECORD_OPTIONS)}
@@ -89,6 +91,17 @@ def test_every_command_is_in_the_readme() -> None:
 def test_every_flag_of_record_is_in_its_page() -> None:
     page = (ROOT / "docs" / "recordings.md").read_text(encoding="utf-8")
     assert all(f"`--{option.name}`" in page for option in RECORD_OPTIONS)
+
+
+def test_every_flag_of_top_is_in_its_page_or_is_one_of_serve() -> None:
+    parser = argparse.ArgumentParser()
+    top.add_arguments(parser)
+    page = (ROOT / "docs" / "top.md").read_text(encoding="utf-8")
+    engine = {f"--{flag.name.replace('_', '-')}" for flag in ENGINE_FLAGS}
+    of_serve = {f"--{setting.name}" for setting in SETTINGS} | engine | {"--config.file", "--help"}
+    flags = {action.option_strings[0] for action in parser._actions if action.option_strings}
+    assert "--once" in flags
+    assert all(f"`{flag}`" in page for flag in flags - of_serve - {"-h"})
 
 
 def test_every_metric_that_check_may_miss_has_its_cost() -> None:

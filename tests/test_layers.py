@@ -37,13 +37,19 @@ MAY_IMPORT = {
         "process_watch",
     },
     "daemon": {"", "settings", "fleet_watch", "export", "status", "web"},
+    "top": {"", "status"},
+    "terminal": {""},
+    "status_feeds": {
+        *("", "compare", "settings", "target_settings", "sources", "fleet_watch", "status", "top"),
+    },
     "commands": {
-        *("", "predict", "observe", "compare", "sources", "export", "simulate", "status"),
+        *("", "predict", "observe", "compare", "sources", "export", "simulate"),
         *("settings", "setting_values", "logs", "monitor", "deployment", "daemon", "calibrate"),
+        *("status", "top", "terminal", "status_feeds"),
     },
     "cli": {"", "commands"},
 }
-PURE = ("predict", "observe", "compare", "status", "deployment", "calibrate")
+PURE = ("predict", "observe", "compare", "status", "top", "deployment", "calibrate")
 NOT_IN_PURE = {
     *("apscheduler", "asyncio", "httpx", "os", "pathlib", "prometheus_client", "pynvml"),
     *("random", "socket", "starlette", "structlog", "subprocess", "threading", "time", "uvicorn"),

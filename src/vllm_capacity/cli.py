@@ -11,6 +11,7 @@ from vllm_capacity.secrecy import without_secrets
 
 COMMANDS = {
     "serve": "watch vLLM servers and serve their capacity to Prometheus",
+    "top": "show one or many engines live in a terminal, from a daemon or straight from vLLM",
     "check": "look at one vLLM server once: what it shows, what is missing, what each gap costs",
     "predict": "say what a deployment's memory and KV cache ought to be, without running it",
     "parse-log": "read a vLLM start-up log: what it was asked, measured and refused",
@@ -74,7 +75,9 @@ def _parser(name: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     for command, summary in COMMANDS.items():
-        sub = subparsers.add_parser(command, help=summary, description=summary.capitalize() + ".")
+        sub = subparsers.add_parser(
+            command, help=summary, description=f"{summary[:1].upper()}{summary[1:]}."
+        )
         if command == name:
             module = import_module(f"vllm_capacity.commands.{command.replace('-', '_')}")
             module.add_arguments(sub)

@@ -17,10 +17,7 @@ _LEVELS = {
 
 def configure_logs(level: str, form: str) -> None:
     """Set the least level and the form, "console" or "json", of every line."""
-    # The scheduler reports each crash to our own listener; its warnings repeat slow targets.
-    logging.getLogger("apscheduler").disabled = True
-    logging.getLogger("apscheduler.scheduler").disabled = True
-    logging.getLogger("apscheduler.executors.default").disabled = True
+    _silence_scheduler()
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer()
         if form == "json"
@@ -41,6 +38,12 @@ def configure_logs(level: str, form: str) -> None:
     )
 
 
+def _silence_scheduler() -> None:
+    """It reports each crash to our own listener; its warnings repeat slow targets."""
+    for name in ("apscheduler", "apscheduler.scheduler", "apscheduler.executors.default"):
+        logging.getLogger(name).disabled = True
+
+
 def _hide_secrets(
     _: object, __: str, line: structlog.typing.EventDict
 ) -> structlog.typing.EventDict:
@@ -49,3 +52,13 @@ def _hide_secrets(
         key: without_secrets(value) if isinstance(value, str) else value
         for key, value in line.items()
     }
+
+
+def silence_logs() -> None:
+    """Write no line at all, for a command that shows what there is to say in another way."""
+    _silence_scheduler()
+    structlog.configure(processors=[_drop], logger_factory=structlog.ReturnLoggerFactory())
+
+
+def _drop(_: object, __: str, ___: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    raise structlog.DropEvent

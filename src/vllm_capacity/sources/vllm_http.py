@@ -145,7 +145,8 @@ class VllmHttp:
             async with asyncio.timeout(self._timeout_seconds), self._answer(url) as response:
                 _check_status(url, response, accept)
                 content = await body.read(response)
-        return _Page(url, response.status_code, _content_type(response), content)
+        date = response.headers.get("Date")
+        return _Page(url, response.status_code, _content_type(response), content, date)
 
     @asynccontextmanager
     async def _answer(self, url: str) -> AsyncIterator[httpx.Response]:
@@ -192,6 +193,7 @@ class _Page:
     status: int
     content_type: str
     body: bytes
+    date: str | None
 
 
 def _tls_context(*, tls: bool, ca_file: str | None) -> ssl.SSLContext:
@@ -270,7 +272,9 @@ def _so_far(body: BoundedBody) -> str:
 
 def _root_cause(error: BaseException) -> str:
     """The system's own words, which httpx, httpcore and anyio wrap up."""
-    while inner := _cause(error):
+    seen: set[int] = set()
+    while (inner := _cause(error)) and id(inner) not in seen:  # a chain may be a circle
+        seen.add(id(inner))
         error = inner
     return _words(error) if isinstance(error, OSError) else _brief(error)
 
