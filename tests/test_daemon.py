@@ -324,7 +324,7 @@ def test_the_simulated_engine_is_predicted_as_it_is() -> None:
         for quantity in ("kv_cache_blocks", "kv_cache_tokens", "full_length_concurrency"):
             labels = frozenset({"quantity": quantity, **engine}.items())
             assert series["prediction_error_ratio", labels] == 0
-        assert "simulated-llama-8b" in running.get("/").text
+        assert "simulated-llama-8b" in running.get("/api/v1/status").text
 
 
 def test_the_api_tells_history_and_what_if_of_the_simulated_engine() -> None:

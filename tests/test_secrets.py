@@ -1,6 +1,7 @@
 """A secret that stands wherever secrets stand is on no page, in no log line, no file, no error."""
 
 import json
+import ssl
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
+import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -36,6 +38,7 @@ sys.path.insert(0, str(Path(__file__).parent / "web"))
 
 from asked import get_all
 
+from pki import HASH, PASSWORD, Authority
 from test_daemon import daemon
 from test_monitor import Watched
 
@@ -289,3 +292,35 @@ def _flags(words: list[str]) -> object:
 def _pasted(words: list[str]) -> object:
     pasted = " ".join(["serve", *words, "--max-num-seqs", "none"])
     return resolve_settings({"target": ["http://x"], "vllm-args": pasted}, {}, {})
+
+
+def test_passwords_hashes_and_keys_of_the_web_configuration_are_shown_nowhere(
+    tmp_path: Path,
+) -> None:
+    authority = Authority.new(tmp_path)
+    server = authority.signs("server")
+    config = tmp_path / "web.yml"
+    tls = {"cert": server.cert.read_text(), "key": server.key.read_text()}
+    good = {"tls_server_config": tls, "basic_auth_users": {"prometheus": HASH}}
+    config.write_text(json.dumps(good))
+    context = ssl.create_default_context(cafile=str(authority.pem))
+    flags = ("--simulate", "--no-nvml", "--log.level", "debug", "--web.config.file", str(config))
+    with daemon(*flags) as running:
+        url = running.url.replace("http:", "https:")
+
+        def page(path: str, password: str = PASSWORD) -> httpx.Response:
+            auth = ("prometheus", password)
+            return httpx.get(url + path, auth=auth, verify=context, trust_env=False, timeout=10)
+
+        running.wait_for(lambda: page("/metrics").status_code == 200)
+        config.write_text(json.dumps({**good, "basic_auth_users": {"prometheus": S}, S[:4]: S}))
+        running.wait_for(lambda: "web_config_reload_success 0.0" in page("/metrics").text)
+        pages = [
+            page(path, password) for path in ("/", "/metrics", "/x") for password in (PASSWORD, S)
+        ]
+        running.process.terminate()
+        said = running.process.communicate(timeout=20)[1]
+    shown = said + "".join(f"{answer.text}{answer.headers}" for answer in pages)
+    assert "web configuration cannot be used" in said
+    lines = server.key.read_text().splitlines()
+    assert not [secret for secret in (S, PASSWORD, HASH, *lines[1:-1]) if secret in shown]

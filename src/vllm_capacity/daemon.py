@@ -12,6 +12,7 @@ from vllm_capacity.export.collector import CapacityCollector
 from vllm_capacity.fleet_watch import FleetWatch
 from vllm_capacity.settings import Settings
 from vllm_capacity.status.history import History
+from vllm_capacity.web.access import Access
 from vllm_capacity.web.application import web_application
 from vllm_capacity.web.documents import StatusDocuments
 from vllm_capacity.web.events import StatusStreams
@@ -38,9 +39,11 @@ class Daemon:
         """Serve until SIGTERM or SIGINT; then stop the schedule, finish, and close everything.
 
         Raises:
-            SettingsError: an address cannot be listened on.
+            SettingsError: an address cannot be listened on, or the web configuration not be used.
         """
+        access = Access(self._settings.web_config_file)
         async with AsyncExitStack() as stack:
+            await stack.enter_async_context(access)
             sockets = [listening(address) for address in self._settings.web_listen_address]
             for each in sockets:
                 stack.callback(each.close)
@@ -49,12 +52,12 @@ class Daemon:
             fleet.on_collected(lambda target: history.record(target, time.time()))
             fleet.start()
             for each in sockets:
-                log.info("serving", address=url_of(each))
+                log.info("serving", address=url_of(each, tls=access.context() is not None))
             documents = self._documents(fleet)
             streams = StatusStreams(documents)
             server = WebServer(
                 web_application(
-                    self._registry(fleet),
+                    self._registry(fleet, access),
                     fleet.published,
                     telemetry_path=self._settings.web_telemetry_path,
                     more_routes=[
@@ -62,7 +65,9 @@ class Daemon:
                         history_route(history, fleet.published),
                         predict_route(fleet.published),
                     ],
-                )
+                    access=access,
+                ),
+                access,
             )
             _stop_on_signals(server, streams)
             await server.serve(sockets=sockets)
@@ -73,13 +78,14 @@ class Daemon:
             fleet.published, scrape_interval_seconds=self._settings.scrape_interval
         )
 
-    def _registry(self, fleet: FleetWatch) -> CollectorRegistry:
+    def _registry(self, fleet: FleetWatch, access: Access) -> CollectorRegistry:
         registry = CollectorRegistry(auto_describe=False)
         registry.register(
             CapacityCollector(
                 fleet.published,
                 with_target=fleet.has_several_targets,
                 revision=self._revision,
+                web_config_reloaded=lambda: access.reload_succeeded,
             )
         )
         ProcessCollector(registry=registry)

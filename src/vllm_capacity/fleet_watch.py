@@ -2,14 +2,15 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Self
 from urllib.parse import urlsplit
 
+import httpx
 import structlog
 from apscheduler.events import EVENT_JOB_ERROR, JobExecutionEvent
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
@@ -24,6 +25,7 @@ from vllm_capacity.observe.gpu_reading import GpuReading
 from vllm_capacity.predict import Gpu
 from vllm_capacity.process_watch import ProcessWatch
 from vllm_capacity.settings import Settings
+from vllm_capacity.sources.client_tls import TlsFiles
 from vllm_capacity.sources.log_follower import LogFollower
 from vllm_capacity.sources.model_files import ModelFiles, read_model_config
 from vllm_capacity.sources.nvml import Nvml
@@ -121,7 +123,6 @@ class FleetWatch:
 
     async def _set_up(self, stack: AsyncExitStack) -> None:
         settings = self._settings
-        client = await stack.enter_async_context(new_client(ca_file=settings.ca_file))
         if settings.nvml:
             self._gpus = GpuMonitor(
                 Nvml(),
@@ -141,16 +142,18 @@ class FleetWatch:
         targets = settings.targets
         if settings.simulate:
             targets = (*targets, await _start_simulation(stack))
+        clients = await clients_of(targets, stack)
         self._monitors = [
             Monitor(
                 target.name or _host_and_port(target.url),
                 target,
                 engine=VllmHttp(
                     target.url,
-                    client=client,
+                    client=clients[tls_files(target)],
                     timeout_seconds=settings.scrape_timeout,
                     max_body_bytes=settings.max_page_size,
                     bearer_token_file=target.bearer_token_file,
+                    tls_server_name=target.tls_server_name,
                 ),
                 read_config=_read_config,
                 start_up=_start_up(target, stack),
@@ -182,6 +185,38 @@ class FleetWatch:
             _every(scheduler, _CONFIG_SECONDS, monitor.collect_config)
             _every(scheduler, interval, monitor.collect_log)
         return scheduler
+
+
+def tls_files(target: TargetSettings) -> TlsFiles:
+    """What a server is trusted by, and what is shown to it."""
+    return TlsFiles(
+        ca_file=target.ca_file,
+        client_cert_file=target.client_cert_file,
+        client_key_file=target.client_key_file,
+    )
+
+
+async def clients_of(
+    targets: Iterable[TargetSettings], stack: AsyncExitStack
+) -> Mapping[TlsFiles, httpx.AsyncClient]:
+    """One HTTP client for all targets with the same TLS.
+
+    Raises:
+        SettingsError: a file cannot be used.
+    """
+    grouped: dict[TlsFiles, list[TargetSettings]] = {}
+    for target in targets:
+        grouped.setdefault(tls_files(target), []).append(target)
+    return {
+        files: await stack.enter_async_context(
+            new_client(tls=any(_is_https(target.url) for target in group), **asdict(files))
+        )
+        for files, group in grouped.items()
+    }
+
+
+def _is_https(url: str) -> bool:
+    return url.lower().startswith("https:")
 
 
 async def _start_simulation(stack: AsyncExitStack) -> TargetSettings:

@@ -176,7 +176,35 @@ SETTINGS: tuple[Setting, ...] = (
         metavar="PATH",
     ),
     Setting(
-        "ca-file", None, text, "certificate authorities to trust for https targets", metavar="PATH"
+        "ca-file",
+        None,
+        text,
+        (
+            "certificate authorities to trust for https targets, or the target's own "
+            "certificate; like the next two read again when it changes"
+        ),
+        metavar="PATH",
+    ),
+    Setting(
+        "client-cert-file",
+        None,
+        text,
+        "certificate to show to https targets that want one",
+        metavar="PATH",
+    ),
+    Setting(
+        "client-key-file",
+        None,
+        text,
+        "its key; default: it stands in the certificate's file",
+        metavar="PATH",
+    ),
+    Setting(
+        "tls-server-name",
+        None,
+        text,
+        "name that the certificate of https targets must have; default: the host in the URL",
+        metavar="NAME",
     ),
     Setting(
         "nvml", True, switch, "read GPU memory through NVML where a driver is present", metavar=""
@@ -195,6 +223,16 @@ SETTINGS: tuple[Setting, ...] = (
         "address to serve on; may be repeated",
         several=True,
         metavar="HOST:PORT",
+    ),
+    Setting(
+        "web.config.file",
+        None,
+        text,
+        (
+            "TLS, client certificates, passwords and headers of what is served, in the form of "
+            "the Prometheus exporter-toolkit; read again when it changes"
+        ),
+        metavar="PATH",
     ),
     Setting("web.telemetry-path", "/metrics", path, "path of the metrics page", metavar="PATH"),
     Setting(
@@ -228,6 +266,7 @@ class Settings:
     nvml: bool
     path_procfs: str
     web_listen_address: tuple[str, ...]
+    web_config_file: str | None
     web_telemetry_path: str
     log_level: str
     log_format: str
@@ -306,6 +345,7 @@ def resolve_settings(
         nvml=values["nvml"],
         path_procfs=values["path.procfs"],
         web_listen_address=values["web.listen-address"],
+        web_config_file=values["web.config.file"],
         web_telemetry_path=values["web.telemetry-path"],
         log_level=values["log.level"],
         log_format=values["log.format"],

@@ -11,10 +11,9 @@ import httpx
 
 from vllm_capacity.compare.fleet import FleetAssessment, TargetAssessment
 from vllm_capacity.errors import SourceError
-from vllm_capacity.fleet_watch import FleetWatch
+from vllm_capacity.fleet_watch import FleetWatch, clients_of, tls_files
 from vllm_capacity.settings import DEFAULT_PORT, Settings
 from vllm_capacity.sources.daemon_api import DaemonApi
-from vllm_capacity.sources.vllm_http import new_client
 from vllm_capacity.status.document import status_document
 from vllm_capacity.status.history import History
 from vllm_capacity.target_settings import TargetSettings
@@ -106,8 +105,7 @@ class StatusFeeds:
             await asyncio.sleep(_LOOK_SECONDS)
 
     async def _set_up(self, stack: AsyncExitStack) -> None:
-        client = await stack.enter_async_context(new_client(ca_file=self._settings.ca_file))
-        self._servers = await self._asked(client)
+        self._servers = await self._asked(stack)
         watched = tuple(server.settings for server in self._servers if not server.is_daemon)
         if watched or self._settings.simulate:
             fleet = FleetWatch(replace(self._settings, targets=watched))
@@ -118,12 +116,13 @@ class StatusFeeds:
             task = asyncio.create_task(server.poll(self._settings.scrape_interval))
             stack.push_async_callback(_end, task)
 
-    async def _asked(self, client: httpx.AsyncClient) -> "Sequence[_Server]":
+    async def _asked(self, stack: AsyncExitStack) -> "Sequence[_Server]":
         """Every server that is named, once asked what it is; without any the default one."""
         named, is_default = self._settings.targets, False
         if not named and not self._settings.simulate:
             named, is_default = tuple(TargetSettings(url=url) for url in DEFAULT_URLS), True
-        servers = [self._server(target, client) for target in named]
+        clients = await clients_of(named, stack)
+        servers = [self._server(target, clients[tls_files(target)]) for target in named]
         await asyncio.gather(*(server.ask() for server in servers))
         return [_first_known(servers)] if is_default else servers
 
@@ -134,6 +133,7 @@ class StatusFeeds:
             timeout_seconds=min(self._settings.scrape_timeout, _ASK_SECONDS),
             max_body_bytes=self._settings.max_page_size,
             bearer_token_file=target.bearer_token_file,
+            tls_server_name=target.tls_server_name,
         )
         return _Server(target, api, self._monotonic, self._settings.expiry)
 

@@ -13,6 +13,7 @@ from vllm_capacity.setting_values import process_ids, several_texts, switch
 _PER_TARGET = (
     *("model-config", "vllm-args", "gpu", "vllm-version", "vllm-log", "bearer-token-file"),
     *("engine-pid", "gpu-devices", "exclusive-gpus"),
+    *("ca-file", "client-cert-file", "client-key-file", "tls-server-name"),
 )
 _READERS: Mapping[str, Callable[[Any], Any]] = {
     "gpu": gpu_given,
@@ -41,6 +42,10 @@ class TargetSettings:
         gpu_devices: its GPUs, by index or UUID; None: to be found.
         exclusive_gpus: whether nothing else uses them.
         bearer_token_file: file with its token.
+        ca_file: authorities that its certificate is to be of; None: the system's.
+        client_cert_file: certificate to show to it.
+        client_key_file: the certificate's key; None: in the same file.
+        tls_server_name: name in its certificate; None: the host of ``url``.
     """
 
     url: str
@@ -51,6 +56,10 @@ class TargetSettings:
     vllm_version: VllmVersion | None = None
     vllm_log: str | None = None
     bearer_token_file: str | None = None
+    ca_file: str | None = None
+    client_cert_file: str | None = None
+    client_key_file: str | None = None
+    tls_server_name: str | None = None
     engine_pids: tuple[int, ...] = ()
     gpu_devices: tuple[str, ...] | None = None
     exclusive_gpus: bool = False
@@ -108,6 +117,9 @@ def _target(
         if key in _PER_TARGET
     }
     merged = {**common, **own}
+    if merged["client-key-file"] and not merged["client-cert-file"]:
+        problem = "needs client-cert-file, the certificate that it belongs to"
+        faults.append(Fault(f"{where}.client-key-file", merged["client-key-file"], problem))
     name = entry.get("name")
     return TargetSettings(
         url=entry["url"],
@@ -118,6 +130,10 @@ def _target(
         vllm_version=merged["vllm-version"],
         vllm_log=merged["vllm-log"],
         bearer_token_file=merged["bearer-token-file"],
+        ca_file=merged["ca-file"],
+        client_cert_file=merged["client-cert-file"],
+        client_key_file=merged["client-key-file"],
+        tls_server_name=merged["tls-server-name"],
         engine_pids=merged["engine-pid"] or (),
         gpu_devices=merged["gpu-devices"],
         exclusive_gpus=merged["exclusive-gpus"],

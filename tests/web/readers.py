@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from starlette.applications import Starlette
+from starlette.types import ASGIApp
 
 EVENTS = {"accept": "text/event-stream"}
 
@@ -76,7 +76,7 @@ def _field(line: str) -> tuple[str, str]:
 
 @asynccontextmanager
 async def reading(
-    application: Starlette, path: str = "/api/v1/status", **headers: str
+    application: ASGIApp, path: str = "/api/v1/status", **headers: str
 ) -> AsyncIterator[Reader]:
     """A reader that hangs up at the end."""
     where, _, query = path.partition("?")

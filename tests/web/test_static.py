@@ -8,10 +8,12 @@ from pathlib import Path
 
 import httpx
 import pytest
-from starlette.applications import Starlette
+from prometheus_client import CollectorRegistry
 
 import vllm_capacity.web
-from vllm_capacity.web.static import page_files, page_routes
+from vllm_capacity.compare.fleet import FleetAssessment
+from vllm_capacity.web.application import web_application
+from vllm_capacity.web.static import page_files
 
 PAGE = Path(vllm_capacity.web.__file__).parent / "page"
 SCRIPTS = sorted(PAGE.glob("*.js"))
@@ -30,7 +32,9 @@ POLICY = {
 
 
 def get(path: str, *, telemetry_path: str = "/metrics", **headers: str) -> httpx.Response:
-    application = Starlette(routes=page_routes(telemetry_path))
+    application = web_application(
+        CollectorRegistry(), lambda: FleetAssessment(targets=()), telemetry_path=telemetry_path
+    )
 
     async def request() -> httpx.Response:
         transport = httpx.ASGITransport(app=application)

@@ -53,6 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--bearer-token-file", metavar="PATH", help="file with a token to send")
     parser.add_argument("--ca-file", metavar="PATH", help="certificate authorities to trust")
+    parser.add_argument("--client-cert-file", metavar="PATH", help="certificate to show")
+    parser.add_argument("--client-key-file", metavar="PATH", help="its key, if in another file")
+    parser.add_argument("--tls-server-name", metavar="NAME", help="name in its certificate")
     add_deployment_flags(parser)
 
 
@@ -62,13 +65,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _check(args: argparse.Namespace) -> int:
-    async with new_client(ca_file=args.ca_file) as client:
+    async with new_client(
+        ca_file=args.ca_file,
+        client_cert_file=args.client_cert_file,
+        client_key_file=args.client_key_file,
+    ) as client:
         server = VllmHttp(
             args.url,
             client=client,
             timeout_seconds=args.timeout,
             max_body_bytes=_MAX_PAGE_BYTES,
             bearer_token_file=args.bearer_token_file,
+            tls_server_name=args.tls_server_name,
         )
         pipeline = Pipeline()
         started = time.monotonic()

@@ -9,6 +9,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import httpx
+
 from vllm_capacity import __version__
 from vllm_capacity.errors import ExpositionError, Fault, SettingsError, SourceError
 from vllm_capacity.monitor import Pipeline
@@ -21,7 +23,8 @@ from vllm_capacity.sources.vllm_http import VllmHttp, new_client
 _FLUSH_SECONDS = 5.0
 _PROGRESS_SECONDS = 60.0
 _IDENTITY_SECONDS = 60.0
-_AS_IN_SERVE = ("scrape-timeout", "max-page-size", "bearer-token-file", "ca-file")
+_TLS = ("ca-file", "client-cert-file", "client-key-file", "tls-server-name")
+_AS_IN_SERVE = ("scrape-timeout", "max-page-size", "bearer-token-file", *_TLS)
 OPTIONS = (
     Setting("interval", "1s", duration_seconds, "time between two scrapes", metavar="DURATION"),
     Setting("duration", "1h", duration_seconds, "how long to record", metavar="DURATION"),
@@ -83,13 +86,14 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 async def _record(args: argparse.Namespace, options: Mapping[str, Any]) -> int:
-    async with new_client(ca_file=options["ca_file"]) as client:
+    async with _client(options) as client:
         server = VllmHttp(
             args.url,
             client=client,
             timeout_seconds=options["scrape_timeout"],
             max_body_bytes=options["max_page_size"],
             bearer_token_file=options["bearer_token_file"],
+            tls_server_name=options["tls_server_name"],
         )
         with RecordingFile(args.file, max_bytes=options["max_bytes"]) as file:
             session = Session(file, interval_seconds=options["interval"], redact=args.redact)
@@ -98,6 +102,14 @@ async def _record(args: argparse.Namespace, options: Mapping[str, Any]) -> int:
             file.flush()
             _tell(f"{session.progress()}; ended: {ended}")
     return 1 if session.failures and not session.pages else 0
+
+
+def _client(options: Mapping[str, Any]) -> httpx.AsyncClient:
+    return new_client(
+        ca_file=options["ca_file"],
+        client_cert_file=options["client_cert_file"],
+        client_key_file=options["client_key_file"],
+    )
 
 
 async def _until_ended(session: "Session", server: VllmHttp, options: Mapping[str, Any]) -> str:

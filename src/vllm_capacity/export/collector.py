@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 
 from vllm_capacity.compare.fleet import DURATION_BOUNDS_SECONDS, FleetAssessment, SourceHealth
 from vllm_capacity.export.catalogue import CATALOGUE
-from vllm_capacity.export.metric import Metric
+from vllm_capacity.export.metric import ExporterState, Metric
 
 log = structlog.get_logger()
 
@@ -31,6 +31,7 @@ class CapacityCollector(Collector):
     Args:
         published: gives that value.
         revision: of the source that runs, or "unknown".
+        web_config_reloaded: whether the web configuration was read well last; None: there is none.
         with_target: whether series carry a ``target`` label: where several are watched.
     """
 
@@ -40,9 +41,10 @@ class CapacityCollector(Collector):
         *,
         with_target: bool,
         revision: str = "unknown",
+        web_config_reloaded: Callable[[], bool | None] = lambda: None,
     ) -> None:
         self._published = published
-        self._revision = revision
+        self._revision, self._web_config_reloaded = revision, web_config_reloaded
         self._broken: set[str] = set()
         self._target_label = ("target",) if with_target else ()
 
@@ -92,7 +94,7 @@ class CapacityCollector(Collector):
             "gpu_memory": [
                 ((str(one.gpu), one.gpu_uuid, one.mig_uuid or ""), one) for one in fleet.gpu_memory
             ],
-            "exporter": [((), self._revision)],
+            "exporter": [((), ExporterState(self._revision, self._web_config_reloaded()))],
         }
 
 

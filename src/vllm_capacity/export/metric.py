@@ -23,6 +23,19 @@ SCOPE_LABELS: Mapping[Scope, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True, slots=True)
+class ExporterState:
+    """What the exporter says of itself.
+
+    Attributes:
+        revision: of the source that runs, or "unknown".
+        web_config_reloaded: whether the web configuration was read well last; None: there is none.
+    """
+
+    revision: str
+    web_config_reloaded: bool | None
+
+
+@dataclass(frozen=True, slots=True)
 class Metric:
     """One row: a family of series.
 
@@ -34,7 +47,7 @@ class Metric:
         scope: what one series is about.
         read: values by label values, from an EngineAssessment, a TargetAssessment, a GpuReading
             or a GpuMemoryStack; of a histogram, the SourceHealth that holds its counts; of the
-            exporter, its revision.
+            exporter, its ExporterState.
         kind: Prometheus's type.
     """
 

@@ -184,6 +184,19 @@ EXPORTER = (
         "this exporter",
         ("version", "python_version", "revision"),
         "exporter",
-        lambda revision: {(__version__, platform.python_version(), revision): 1.0},
+        lambda own: {(__version__, platform.python_version(), own.revision): 1.0},
+    ),
+    Metric(
+        PREFIX + "web_config_reload_success",
+        (
+            "1 if the web configuration file was read without fault the last time it changed, "
+            "0 if what it said before still counts."
+        ),
+        "this exporter",
+        (),
+        "exporter",
+        lambda own: {
+            (): None if own.web_config_reloaded is None else float(own.web_config_reloaded)
+        },
     ),
 )

@@ -14,12 +14,27 @@ from typing import Any, NoReturn
 import httpx
 
 from vllm_capacity.errors import Fault, SettingsError, SourceError
+from vllm_capacity.sources.client_tls import RenewingTransport, TlsFiles
 from vllm_capacity.sources.http_body import BoundedBody
 from vllm_capacity.sources.target_url import parse_target_url
 
 MAX_TOKEN_BYTES = 65536
 # Below uvicorn's keep-alive of 5 s: a connection that the server is about to close is not reused.
 KEEP_ALIVE_SECONDS = 2.0
+_LIMITS = httpx.Limits(keepalive_expiry=KEEP_ALIVE_SECONDS)
+_NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # trusts nobody
+_TLS_HINTS = {
+    "CERTIFICATE_VERIFY_FAILED": (
+        "; name its authority, or its own certificate, in ca-file, and in tls-server-name the "
+        "name in it if the address has another"
+    ),
+    "CERTIFICATE_REQUIRED": "; give a client-cert-file",
+    "ALERT_HANDSHAKE_FAILURE": "; it may want a client-cert-file",
+    # What a server on asyncio, vLLM among them, does to a client without one.
+    "disconnected without sending a response": "; it may want a client-cert-file",
+    "Connection reset by peer": "; it may want a client-cert-file",
+    "WRONG_VERSION_NUMBER": "; it may speak plain http",
+}
 _NO_EXPOSITION = ("text/html", "application/xhtml+xml", "application/json", "application/xml")
 _HINTS = {
     401: "; give a bearer token file",
@@ -45,8 +60,14 @@ class ServedModel:
     max_model_len: int | None
 
 
-def new_client(*, tls: bool = True, ca_file: str | None = None) -> httpx.AsyncClient:
-    """The one HTTP client of the process; the caller closes it.
+def new_client(
+    *,
+    tls: bool = True,
+    ca_file: str | None = None,
+    client_cert_file: str | None = None,
+    client_key_file: str | None = None,
+) -> httpx.AsyncClient:
+    """An HTTP client for all servers with the same TLS; the caller closes it.
 
     It takes no proxy and no ``.netrc`` from the environment, keeps no cookies and follows no
     redirects, so credentials go where the operator sent them and nowhere else.
@@ -55,19 +76,30 @@ def new_client(*, tls: bool = True, ca_file: str | None = None) -> httpx.AsyncCl
         tls: load the system's certificate authorities. False saves memory where every target
             is plain ``http``; an ``https`` one is then refused, never trusted blindly.
         ca_file: PEM file of the authorities to trust instead of the system's.
+        client_cert_file: PEM file of the certificate to show; with the others read again when it
+            changes.
+        client_key_file: PEM file of its key; None: it stands in ``client_cert_file``.
 
     Raises:
-        SettingsError: ``ca_file`` cannot be used.
+        SettingsError: a file cannot be used.
     """
+    files = TlsFiles(
+        ca_file=ca_file, client_cert_file=client_cert_file, client_key_file=client_key_file
+    )
     return httpx.AsyncClient(
-        verify=_tls_context(tls=tls, ca_file=ca_file),
+        transport=RenewingTransport(files, _connections) if files.paths else None,
+        verify=files.context() if tls and not files.paths else _NO_TLS,
         trust_env=False,
         follow_redirects=False,
         cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
-        limits=httpx.Limits(keepalive_expiry=KEEP_ALIVE_SECONDS),
+        limits=_LIMITS,
         # The engine's server need not compress what mostly stays on one machine.
         headers={"Accept-Encoding": "identity", "User-Agent": "vllm-capacity"},
     )
+
+
+def _connections(context: ssl.SSLContext) -> httpx.AsyncHTTPTransport:
+    return httpx.AsyncHTTPTransport(verify=context, trust_env=False, limits=_LIMITS)
 
 
 class VllmHttp:
@@ -86,6 +118,7 @@ class VllmHttp:
             the connection, and half for its TLS.
         max_body_bytes: the longest body taken, counted after decompression.
         bearer_token_file: file holding a token, read anew for each request.
+        tls_server_name: name that its certificate must have; None: the host of ``url``.
 
     Attributes:
         url: the server as messages name it, without credentials.
@@ -102,6 +135,7 @@ class VllmHttp:
         timeout_seconds: float,
         max_body_bytes: int,
         bearer_token_file: str | None = None,
+        tls_server_name: str | None = None,
     ) -> None:
         target = parse_target_url(url)
         if target.auth and bearer_token_file is not None:
@@ -113,6 +147,7 @@ class VllmHttp:
         self._timeout_seconds = timeout_seconds
         self._max_body_bytes = max_body_bytes
         self._token_file = bearer_token_file
+        self._extensions = {"sni_hostname": tls_server_name} if tls_server_name else {}
 
     async def metrics(self) -> bytes:
         """The exposition that ``/metrics`` answers; whether it parses is not looked at."""
@@ -153,7 +188,11 @@ class VllmHttp:
         # TCP and TLS get half each: httpx leaks the socket of a handshake that is cut from outside.
         limits = httpx.Timeout(self._timeout_seconds, connect=self._timeout_seconds / 2)
         request = self._client.build_request(
-            "GET", url, headers=self._authorization(), timeout=limits
+            "GET",
+            url,
+            headers=self._authorization(),
+            timeout=limits,
+            extensions=dict(self._extensions),
         )
         response = await self._client.send(
             request, stream=True, auth=self._auth, follow_redirects=False
@@ -179,11 +218,15 @@ class VllmHttp:
             problem = f"no complete answer within {self._timeout_seconds:g} s"
             raise _error("timeout", url, f"{problem}{_so_far(body)}") from error
         except httpx.ConnectError as error:
-            raise _error("connect", url, f"cannot connect: {_root_cause(error)}") from error
+            problem = _with_hint(url, _root_cause(error))
+            raise _error("connect", url, f"cannot connect: {problem}") from error
         except httpx.RemoteProtocolError as error:
-            raise _error("http", url, f"broken HTTP{_so_far(body)}: {_brief(error)}") from error
+            problem = _with_hint(url, _brief(error))
+            raise _error("http", url, f"broken HTTP{_so_far(body)}: {problem}") from error
         except httpx.TransportError as error:
-            problem = f"connection lost{_so_far(body)}: {_root_cause(error)}"
+            cause = _root_cause(error)
+            cause = cause if body.wire_bytes else _with_hint(url, cause)
+            problem = f"connection lost{_so_far(body)}: {cause}"
             raise _error("connect", url, problem) from error
 
 
@@ -194,16 +237,6 @@ class _Page:
     content_type: str
     body: bytes
     date: str | None
-
-
-def _tls_context(*, tls: bool, ca_file: str | None) -> ssl.SSLContext:
-    if not tls and ca_file is None:
-        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    try:
-        return ssl.create_default_context(cafile=ca_file)
-    except OSError as error:
-        problem = f"cannot be used: {error.strerror or error}; name a PEM file of certificates"
-        raise SettingsError("TLS", [Fault("ca_file", ca_file, problem)]) from error
 
 
 def _token(path: str) -> str:
@@ -277,6 +310,11 @@ def _root_cause(error: BaseException) -> str:
         seen.add(id(inner))
         error = inner
     return _words(error) if isinstance(error, OSError) else _brief(error)
+
+
+def _with_hint(url: str, problem: str) -> str:
+    hints = _TLS_HINTS if url.startswith("https:") else {}
+    return problem + next((hint for name, hint in hints.items() if name in problem), "")
 
 
 def _cause(error: BaseException) -> BaseException | None:

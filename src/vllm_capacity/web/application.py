@@ -1,20 +1,20 @@
 """The web application: ``/metrics``, ``/-/healthy``, ``/-/ready``, the page, what more there is."""
 
-import gzip
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
+from starlette.types import Receive, Scope, Send
 
 from vllm_capacity.compare.fleet import FleetAssessment, TargetAssessment
+from vllm_capacity.web.access import Access
+from vllm_capacity.web.metrics_page import MetricsPage
 from vllm_capacity.web.problems import PROBLEM_HANDLERS
 from vllm_capacity.web.static import page_routes
-
-_GZIP_FROM_BYTES = 1024
 
 
 def web_application(
@@ -23,18 +23,26 @@ def web_application(
     *,
     telemetry_path: str = "/metrics",
     more_routes: Sequence[BaseRoute] = (),
+    access: Access | None = None,
 ) -> Starlette:
-    """The application that serves what was published last; no page waits for an engine."""
+    """The application that serves what was published last; no page waits for an engine.
+
+    Args:
+        registry: what ``/metrics`` shows.
+        published: what is known now.
+        telemetry_path: where the metrics are.
+        more_routes: what else is served.
+        access: who may read it; None: everybody.
+    """
+    metrics_page = MetricsPage(registry)
 
     async def metrics(request: Request) -> Response:
-        encode, content_type = choose_encoder(request.headers.get("accept", ""))
         names = request.query_params.getlist("name[]")
-        page = encode(registry.restricted_registry(names) if names else registry)
-        headers = {"Content-Type": content_type, "Vary": "Accept, Accept-Encoding"}
-        accepts_gzip = "gzip" in request.headers.get("accept-encoding", "")
-        if accepts_gzip and len(page) >= _GZIP_FROM_BYTES:
-            page = gzip.compress(page, compresslevel=1)
-            headers["Content-Encoding"] = "gzip"
+        page, headers = metrics_page.encoded(
+            request.headers.get("accept", ""),
+            names,
+            compressed="gzip" in request.headers.get("accept-encoding", ""),
+        )
         return Response(page, headers=headers)
 
     async def healthy(_: Request) -> Response:
@@ -45,7 +53,8 @@ def web_application(
             return PlainTextResponse("vllm-capacity is ready.\n")
         return PlainTextResponse("Not ready: no target has answered yet.\n", 503)
 
-    return Starlette(
+    return _Guarded(
+        access or Access(),
         routes=[
             Route(telemetry_path, metrics),
             Route("/-/healthy", healthy),
@@ -55,6 +64,18 @@ def web_application(
         ],
         exception_handlers=PROBLEM_HANDLERS,
     )
+
+
+class _Guarded(Starlette):
+    """An application that nobody reaches but through its guard, not even its faults."""
+
+    def __init__(self, access: Access, **options: Any) -> None:
+        super().__init__(**options)
+        self._guarded = access.guard(super().__call__)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        await self._guarded(scope, receive, send)
 
 
 def _has_answered(target: TargetAssessment) -> bool:

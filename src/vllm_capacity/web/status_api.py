@@ -11,13 +11,6 @@ from vllm_capacity.status.document import Selection
 from vllm_capacity.web.documents import Form, StatusDocuments, described, gzipped, plain
 from vllm_capacity.web.events import EventStream, StatusStreams
 
-API_HEADERS = {
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-}
 #: By whether descriptions are asked for, and whether gzip is taken.
 FORMS: Mapping[tuple[bool, bool], Form] = {
     (False, False): plain,
@@ -69,4 +62,4 @@ def _accepts_gzip(request: Request) -> bool:
 
 
 def _headers(*, gzip: bool) -> dict[str, str]:
-    return {**API_HEADERS, **_VARY, **({"Content-Encoding": "gzip"} if gzip else {})}
+    return {**_VARY, **({"Content-Encoding": "gzip"} if gzip else {})}
