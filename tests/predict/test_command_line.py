@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from vllm_capacity.predict import EngineArgs
 from vllm_capacity.predict.command_line import arguments_of, starts_a_server
-from vllm_capacity.predict.engine_flags import ENGINE_FLAGS
+from vllm_capacity.predict.engine_flags import ENGINE_FLAGS, parsed_number
 
 
 @pytest.mark.parametrize(
@@ -131,3 +131,13 @@ def test_any_words_are_survived(words: list[str]) -> None:
     told = EngineArgs.as_told(arguments_of(words))
     assert isinstance(told, EngineArgs)
     assert json.dumps(sorted(told.not_covered))
+
+
+@pytest.mark.parametrize(("text", "number"), [("8k", 8000), ("8K", 8192), ("1.5k", 1500)])
+def test_numbers_are_read_as_people_write_them(text: str, number: int) -> None:
+    assert parsed_number(text, int) == number
+
+
+def test_a_number_that_is_larger_than_any_is_none() -> None:
+    text = "9" * 400 + "k"
+    assert parsed_number(text, int) == text
