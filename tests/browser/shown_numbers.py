@@ -14,7 +14,13 @@ if TYPE_CHECKING:
 
 PREFIX = "vllm_capacity_"
 STATE_SETS = {"state": "state", "ledger_state": "state", "binding_limit": "limit"}
-_WORDS = {"nothing": "none", "KV cache": "kv_cache", "max_num_seqs": "sequences"}
+_WORDS = {
+    "nothing": "none",
+    "KV cache": "kv_cache",
+    "max_num_seqs": "sequences",
+    "max_num_batched_tokens": "batched_tokens",
+    "something else (deferred)": "deferred",
+}
 _SIZES = {"B": 1.0, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30, "TiB": 2.0**40}
 _SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0, "days": 86400.0}
 _IGNORED = {"model_name", "engine", "target", "window"}

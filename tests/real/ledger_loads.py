@@ -73,6 +73,9 @@ class Load:
             it; here some thirty scrapes of a cold engine share the cores with everything else.
         in_flight_ratio: how far the tokens in flight may be from those of the client, at the
             median; 0 where the counters alone tell.
+        width_ratio: of the interval, on average.
+        held_ratio: of the scrapes, those whose interval holds the used blocks. One prompt of those
+            that hang up is a tenth of the pool: a single wrong guess is seen for seconds.
     """
 
     draw: Callable[[Draw], Request]
@@ -81,6 +84,8 @@ class Load:
     median_ratio: float
     p95_ratio: float
     in_flight_ratio: float = 0.0
+    width_ratio: float = 0.16
+    held_ratio: float = 0.4
     seconds: float = 16.0
 
 
@@ -93,9 +98,11 @@ LOADS = {
         draw=with_hang_ups,
         workers=14,
         seed=1,
-        median_ratio=0.06,
-        p95_ratio=0.14,
-        in_flight_ratio=0.03,
+        median_ratio=0.1,
+        p95_ratio=0.2,
+        in_flight_ratio=0.1,
+        width_ratio=0.25,
+        held_ratio=0.3,
     ),
     "prefix": Load(
         draw=with_a_shared_prefix, workers=14, seed=2, median_ratio=0.06, p95_ratio=0.16

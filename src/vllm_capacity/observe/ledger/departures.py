@@ -154,6 +154,8 @@ def _starts(
     if 1 < departure.requests <= _MOST_SEARCHED:
         order = sorted(range(len(candidates)), key=costs.__getitem__)
         likeliest += [(candidates[i],) for i in order[:_MOST_STARTS]]
+        # One who had just come and one who had been there for long: neither is near the mean.
+        likeliest += [(c,) for c in candidates if c.cohort is None and (c,) not in likeliest]
     if departure.with_siblings:
         return likeliest
     families = [
