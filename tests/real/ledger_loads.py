@@ -74,6 +74,7 @@ class Load:
         in_flight_ratio: how far the tokens in flight may be from those of the client, at the
             median; 0 where the counters alone tell.
         width_ratio: of the interval, on average.
+        warm_up: what the ledger has seen before, if anything.
         held_ratio: of the scrapes, those whose interval holds the used blocks. One prompt of those
             that hang up is a tenth of the pool: a single wrong guess is seen for seconds.
     """
@@ -86,6 +87,7 @@ class Load:
     in_flight_ratio: float = 0.0
     width_ratio: float = 0.16
     held_ratio: float = 0.4
+    warm_up: Load | None = None
     seconds: float = 16.0
 
 
@@ -103,6 +105,7 @@ LOADS = {
         in_flight_ratio=0.1,
         width_ratio=0.25,
         held_ratio=0.3,
+        warm_up=WARM_UP,
     ),
     "prefix": Load(
         draw=with_a_shared_prefix, workers=14, seed=2, median_ratio=0.06, p95_ratio=0.16

@@ -16,7 +16,7 @@ import httpx
 import pytest
 from harness import Server, free_port
 from known_load import Client, after, near
-from ledger_loads import LOADS, PREFIX, WARM_UP
+from ledger_loads import LOADS, PREFIX, Load
 from real_vllm import TinyGemma3, TinyLlama, vllm_server
 from watched_ledger import LedgerWatch, Look, Run
 
@@ -35,7 +35,7 @@ GEMMA_FLAGS = FLAGS | {"num_gpu_blocks_override": 500}
 
 @dataclass(slots=True)
 class Engine:
-    """A genuine vLLM that can be killed and comes back at the same address, and who watches it."""
+    """A genuine vLLM that can be killed and comes back at the same address."""
 
     model: TinyLlama
     flags: dict[str, int]
@@ -43,10 +43,6 @@ class Engine:
     servers: ExitStack
     port: int = field(default_factory=free_port)
     lives: list[Server] = field(default_factory=list)
-    watch: LedgerWatch = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.watch = LedgerWatch(self.url, self.model.config(), self.flags)
 
     @property
     def url(self) -> str:
@@ -78,8 +74,6 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Engi
         )
         gemma = Engine(TinyGemma3(), GEMMA_FLAGS, tmp_path_factory.mktemp("gemma"), servers)
         list(pool.map(Engine.start, (llama, gemma)))
-        for engine in (llama, gemma):
-            asyncio.run(_run("warm-up", engine))
         yield {"llama": llama, "gemma": gemma}
 
 
@@ -99,17 +93,25 @@ def run_of(engines: dict[str, Engine], artefacts: Path) -> Callable[[str], Run]:
 
 
 async def _run(name: str, engine: Engine) -> Run:
+    watch = LedgerWatch(engine.url, engine.model.config(), engine.flags)
     async with asyncio.timeout(300), httpx.AsyncClient(timeout=120) as http:
+        if LOADS[name].warm_up is not None:
+            before = Run(Client(engine.url, str(engine.folder), http))
+            await watch.follow(before, _of(LOADS[name].warm_up, before))
         run = Run(Client(engine.url, str(engine.folder), http))
         traffic = _through_a_restart if name == "restart" else _throughout
-        await engine.watch.follow(run, traffic(name, engine, run))
+        await watch.follow(run, traffic(name, engine, run))
     return run
 
 
 async def _throughout(name: str, _: Engine, run: Run) -> None:
-    load = WARM_UP if name == "warm-up" else LOADS[name]
-    until = after(load.seconds)
-    await run.client.keep_busy(load.draw, workers=load.workers, seed=load.seed, until=until)
+    await _of(LOADS[name], run)
+
+
+async def _of(load: Load | None, run: Run) -> None:
+    if load is not None:
+        until = after(load.seconds)
+        await run.client.keep_busy(load.draw, workers=load.workers, seed=load.seed, until=until)
 
 
 async def _through_a_restart(name: str, engine: Engine, run: Run) -> None:
